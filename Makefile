@@ -1,0 +1,37 @@
+# Everything runs in .venv, which the first target makes. `make help` lists the targets.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+help:            ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | expand -t 10
+
+demo: .venv/ready ## smoke run on a CPU: prepare the sample, train a small GPT on it, evaluate
+	$(PY) prepare_sample.py
+	$(PY) finetune.py config/finetune_sample.py --overwrite=True
+	$(PY) evaluate.py --ckpt out-sample/best.pt
+
+sst: .venv/ready ## the real job on SST: prepare, fine-tune GPT-2 small, evaluate
+	$(PY) prepare_sst.py
+	$(PY) finetune.py config/finetune_sst.py
+	$(PY) evaluate.py --ckpt out/best.pt
+
+cfimdb: .venv/ready ## the same on CFIMDB
+	$(PY) prepare_cfimdb.py
+	$(PY) finetune.py config/finetune_cfimdb.py
+	$(PY) evaluate.py --ckpt out-cfimdb/best.pt
+
+test: .venv/ready-dev ## formatting, lint and the whole test suite
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	$(PY) -m pytest
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.PHONY: help demo sst cfimdb test

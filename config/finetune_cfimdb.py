@@ -1,0 +1,11 @@
+# GPT-2 small on CFIMDB, two classes: 1,707 reviews, 4 optimizer steps an epoch
+data_dir = "data/cfimdb"
+out_dir = "out-cfimdb"
+
+block_size = 512
+batch_size = 16
+gradient_accumulation_steps = 32
+
+learning_rate = 5e-5
+dropout = 0.2
+epochs = 20

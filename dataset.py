@@ -1,0 +1,381 @@
+"""Both ends of the .bin format: TSV -> tokens -> data/<task>/, and data/<task>/ -> length-sorted micro-batches.
+
+A prepared folder holds, for each split (train, dev, test):
+
+    <split>.bin           uint16   every example's tokens, one after the other, whole and unpadded
+    <split>.offsets.bin   int64    where each example starts in it, and at the end where the last one ends
+    <split>.labels.bin    int16    class numbers (absent where the TSV has none)
+    <split>.ids.txt       UTF-8    the examples' ids, one a line
+
+and one meta.json: format version, label names, counts, tokenizer, and the sha256 of the sources and of each file above.
+Numbers are little-endian.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import tokenizer
+from errors import UserError
+
+FORMAT_VERSION = 1
+PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
+MAX_LINE = 1 << 20  # bytes; a longer line is no TSV, and reading it whole would cost its size in memory
+CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized at once: enough to keep all cores busy, little memory
+FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
+
+
+# -----------------------------------------------------------------------------
+# TSV -> data/<task>/
+
+
+class Row(NamedTuple):
+    """One example of a TSV file."""
+
+    line: int
+    id: str
+    sentence: str
+    label: int | None
+
+
+def prepare(task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path) -> None:
+    """Tokenize a task's TSV files into `folder` and print a table of what is in them.
+
+    Everything is written beside the folder's present content and moved into place only when all of it is whole.
+
+    Args:
+        task: name recorded in meta.json.
+        files: split -> TSV file, with "train" and "dev" among the splits; only these two must have labels.
+        label_names: the classes' names, in the order of their numbers.
+        block_size: the task's usual sequence length, for the table's share of longer examples.
+        folder: data/<task>, made if need be.
+
+    Raises:
+        UserError: a file is missing or not in the format; names the file and the line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "label_names": label_names,
+        "tokenizer": {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE},
+        "splits": {},
+    }
+    encoding = tokenizer.load_tokenizer()
+    staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
+    try:
+        print(f"{'split':<6}{'examples':>9}{'tokens':>12}", end="")
+        print("".join(f"{'max' if p == 100 else f'p{p}':>6}" for p in PERCENTILES) + f"{f'>{block_size}':>7}  labels")
+        for split, path in files.items():
+            meta["splits"][split], share = _write_split(path, split, len(label_names), encoding, staging, block_size)
+            _print_row(split, meta["splits"][split], share)
+        (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # meta.json goes last: until then, the checksums of the old one refuse the new files
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"wrote {folder}{os.sep}")
+
+
+def read_tsv(path: Path, num_classes: int, labelled: bool) -> Iterator[Row]:
+    """Yield the rows of a TSV file, reading it line by line.
+
+    The file is UTF-8 with a header; columns `id`, `sentence` and `sentiment` are found by name and others passed over.
+    Quoting is ordinary CSV quoting. Blank lines are passed over.
+
+    Args:
+        num_classes: labels must be whole numbers from 0 to num_classes - 1.
+        labelled: whether the sentiment column must be there; without it, labels are None.
+
+    Raises:
+        UserError: with file and line number, at the first row that breaks the format.
+    """
+    start = 1  # the line on which the present record starts: a quoted sentence may span several
+    rows = csv.reader(_lines(path), delimiter="\t", strict=True)
+    try:
+        header = next(rows, [])
+        for name in ("id", "sentence", "sentiment"):
+            if header.count(name) > 1 or (name not in header and (name != "sentiment" or labelled)):
+                problem = "more than one column" if name in header else "no column"
+                raise UserError(
+                    f"{path}, line 1: {problem} {name!r}; the tab-separated header has {_short(', '.join(header))}"
+                )
+        id_column, sentence_column = header.index("id"), header.index("sentence")
+        label_column = header.index("sentiment") if "sentiment" in header else None
+        start = rows.line_num + 1
+        for row in rows:
+            if row:
+                where = f"{path}, line {start}"
+                if len(row) != len(header):
+                    raise UserError(f"{where}: {len(row)} columns, but the header has {len(header)}")
+                label = None if label_column is None else _label(row[label_column], num_classes, where)
+                if not row[sentence_column].strip():
+                    raise UserError(f"{where}: the sentence is empty, and there is nothing to classify: remove the row")
+                if not row[id_column].isprintable():
+                    raise UserError(f"{where}: the id {_short(row[id_column])} holds control characters")
+                yield Row(start, row[id_column], row[sentence_column], label)
+            start = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {start}: not tab-separated values: {error} (an unclosed quote?)") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with their ends, each decoded on its own so that an error has a line number."""
+    with open(path, "rb") as f, tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, disable=None) as bar:
+        bar.set_description(path.name)
+        number = 0
+        while line := f.readline(MAX_LINE + 1):
+            number += 1
+            bar.update(len(line))
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some editors
+            if len(line) > MAX_LINE:
+                raise UserError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes: is this a text file?")
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)"
+                ) from None
+        bar.leave = False
+
+
+def _label(text: str, num_classes: int, where: str) -> int:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal()):
+        raise UserError(f"{where}: the label {_short(text)} is no whole number from 0 to {num_classes - 1}")
+    if len(digits) > 9 or int(digits) >= num_classes:
+        raise UserError(f"{where}: the label {_short(text)} is out of range: the classes are 0 to {num_classes - 1}")
+    return int(digits)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _write_split(
+    path: Path, split: str, num_classes: int, encoding: Any, folder: Path, block_size: int
+) -> tuple[dict[str, Any], float]:
+    """Write one split's files into folder; return its part of meta.json and its share of examples over block_size."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    labelled = split in ("train", "dev")
+    length_counts = np.zeros(0, dtype=np.int64)  # how many examples have 0, 1, 2, ... tokens
+    label_counts = np.zeros(num_classes, dtype=np.int64)
+    examples = tokens = 0
+    leading_space = True
+    names = [f"{split}.bin", f"{split}.offsets.bin", f"{split}.labels.bin", f"{split}.ids.txt"]
+    token_file, offset_file, label_file, id_file = files = [open(folder / name, "wb") for name in names]
+    try:
+        offset_file.write(np.zeros(1, dtype="<i8").tobytes())
+        rows = read_tsv(path, num_classes, labelled)
+        while chunk := _take_chunk(rows):
+            encoded = encoding.encode_ordinary_batch([row.sentence for row in chunk], num_threads=os.cpu_count() or 1)
+            lengths = np.array([len(sequence) for sequence in encoded], dtype="<i8")
+            token_file.write(np.array([token for sequence in encoded for token in sequence], dtype="<u2").tobytes())
+            offset_file.write((tokens + np.cumsum(lengths)).tobytes())
+            id_file.write("".join(row.id + "\n" for row in chunk).encode())
+            if chunk[0].label is not None:
+                labels = np.array([row.label for row in chunk], dtype="<i2")
+                label_file.write(labels.tobytes())
+                label_counts += np.bincount(labels, minlength=num_classes)
+            leading_space = leading_space and all(row.sentence[0] == " " for row in chunk)
+            counts = np.bincount(lengths, minlength=len(length_counts))
+            counts[: len(length_counts)] += length_counts
+            length_counts = counts
+            examples += len(chunk)
+            tokens += int(lengths.sum())
+    finally:
+        for file in files:
+            file.close()
+    if not examples:
+        raise UserError(f"{path}: no examples after the header line")
+    has_labels = bool(label_counts.sum())
+    if not has_labels:
+        os.remove(folder / names.pop(2))
+    cumulated = np.cumsum(length_counts)
+    meta = {
+        "examples": examples,
+        "tokens": tokens,
+        "label_counts": label_counts.tolist() if has_labels else None,
+        # the smallest length that at least p percent of the examples do not exceed
+        "length_percentiles": {str(p): int(np.searchsorted(cumulated, p / 100 * examples)) for p in PERCENTILES},
+        "leading_space": leading_space,
+        "source": {"name": path.name, "sha256": file_sha256(path)},
+        "files": {name: file_sha256(folder / name) for name in names},
+    }
+    return meta, float(length_counts[block_size + 1 :].sum() / examples)
+
+
+def _take_chunk(rows: Iterator[Row]) -> list[Row]:
+    chunk, characters = [], 0
+    for row in islice(rows, CHUNK_EXAMPLES):
+        chunk.append(row)
+        characters += len(row.sentence)
+        if characters > CHUNK_CHARACTERS:
+            break
+    return chunk
+
+
+def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
+    lengths = "".join(f"{length:>6}" for length in meta["length_percentiles"].values())
+    labels = " ".join(map(str, meta["label_counts"])) if meta["label_counts"] else "none"
+    print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>12,}{lengths}{share_longer:>7.2%}  {labels}")
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# -----------------------------------------------------------------------------
+# data/<task>/ -> micro-batches
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared folder; the arrays are memory-mapped."""
+
+    name: str
+    folder: Path
+    tokens: np.ndarray  # (tokens,) uint16
+    offsets: np.ndarray  # (examples + 1,) int64
+    labels: np.ndarray | None  # (examples,) int16
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self, block_size: int) -> np.ndarray:
+        """Return each example's number of tokens, at most block_size: (examples,) int64."""
+        return np.minimum(np.diff(self.offsets), block_size)
+
+    def ids(self) -> list[str]:
+        """Return the examples' ids."""
+        return (self.folder / f"{self.name}.ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def load_meta(folder: str | Path) -> dict[str, Any]:
+    """Return a prepared folder's meta.json, its shape checked.
+
+    Raises:
+        UserError: the folder was not prepared, or its meta.json is broken or of another format version.
+    """
+    folder = Path(folder)
+    path = folder / "meta.json"
+    again = f"run `python prepare_{folder.name}.py`"
+    if not path.is_file():
+        raise UserError(f"{folder} was not prepared (no meta.json there): {again} first")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {meta['format_version']!r}, not {FORMAT_VERSION}: {again} again"
+            )
+        whole = (
+            isinstance(meta["task"], str)
+            and isinstance(meta["label_names"], list)
+            and len(meta["label_names"]) >= 2
+            and all(isinstance(name, str) for name in meta["label_names"])
+            and meta["tokenizer"] == {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
+            and all(_is_split_meta(split, name) for name, split in meta["splits"].items())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is broken: {again} again")
+    return meta
+
+
+def _is_split_meta(split: dict[str, Any], name: str) -> bool:
+    labels = [] if split["label_counts"] is None else [f"{name}.labels.bin"]
+    names = [f"{name}.bin", f"{name}.offsets.bin", *labels, f"{name}.ids.txt"]
+    counts = [split["examples"], split["tokens"]]
+    return list(split["files"]) == names and all(type(count) is int and count > 0 for count in counts)
+
+
+def load_split(folder: str | Path, split: str) -> Split:
+    """Memory-map one split of a prepared folder after checking each of its files against meta.json.
+
+    Raises:
+        UserError: the folder has no such split, or a file is missing or not the one that meta.json describes.
+    """
+    folder = Path(folder)
+    meta = load_meta(folder)
+    if split not in meta["splits"]:
+        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits'])}")
+    part = meta["splits"][split]
+    for name, sha256 in part["files"].items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
+            state = "does not fit meta.json" if (folder / name).is_file() else "is missing"
+            raise UserError(f"{folder / name} {state}: run `python prepare_{folder.name}.py` again")
+    arrays = {
+        field: np.memmap(folder / f"{split}{field}.bin", dtype=dtype, mode="r")
+        for field, dtype in FIELDS.items()
+        if f"{split}{field}.bin" in part["files"]
+    }
+    tokens, offsets, labels = arrays[""], arrays[".offsets"], arrays.get(".labels")
+    fits = (
+        len(offsets) == part["examples"] + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(tokens) == part["tokens"]
+        and np.diff(offsets).min() > 0
+        and tokens.max() < tokenizer.VOCAB_SIZE
+        and (labels is None or len(labels) == part["examples"])
+        and (labels is None or (labels.min() >= 0 and labels.max() < len(meta["label_names"])))
+    )
+    if not fits:
+        raise UserError(f"{folder}: the {split} split does not fit its meta.json: prepare it again")
+    return Split(split, folder, tokens, offsets, labels)
+
+
+def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order in which an epoch visits the examples, a permutation that depends on seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Sort examples by length and cut them into micro-batches of at most token_budget tokens, padding included.
+
+    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order. It
+    leaves next to no padding. Longest first, so that a batch too large for the memory fails at once.
+
+    Args:
+        indices: (n,) the examples of one step.
+        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`; at most token_budget.
+    """
+    order = indices[np.argsort(-lengths[indices], kind="stable")]
+    micro_batches, start = [], 0
+    while start < len(order):
+        end = start + max(1, token_budget // int(lengths[order[start]]))
+        micro_batches.append(order[start:end])
+        start = end
+    return micro_batches
+
+
+def collate(split: Split, indices: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens, lengths) of some examples: int64 (B, T), right-padded to the longest of them, and int64 (B,).
+
+    A sequence longer than block_size keeps its last block_size tokens.
+    """
+    ends = split.offsets[indices + 1]
+    lengths = np.minimum(ends - split.offsets[indices], block_size)
+    tokens = np.full((len(indices), lengths.max()), tokenizer.END_OF_TEXT, dtype=np.int64)
+    for row, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
+        tokens[row, :length] = split.tokens[end - length : end]
+    return tokens, lengths

@@ -1,0 +1,80 @@
+"""Which device and number format a run uses, and why."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from errors import UserError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(setting: str) -> tuple[torch.device, str]:
+    """Return the device for a setting (auto, cuda, mps or cpu) and the reason for it.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    problems = {
+        "cuda": _cuda_problem(),
+        "mps": None if torch.backends.mps.is_available() else "no Apple GPU",
+        "cpu": None,
+    }
+    if setting == "auto":
+        name = next(name for name, problem in problems.items() if problem is None)
+        passed_over = "; ".join(f"{other}: {problem}" for other, problem in problems.items() if problem)
+        reason = torch.cuda.get_device_name() if name == "cuda" else passed_over
+    else:
+        if problems[setting]:
+            raise UserError(f"device={setting} cannot be used: {problems[setting]}; device=auto takes what is there")
+        name, reason = setting, "as asked"
+    return torch.device(name), reason
+
+
+def _cuda_problem() -> str | None:
+    """Return why CUDA cannot be used, or None where it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA GPU" if torch.version.cuda else "this PyTorch is a build without CUDA"
+    major, minor = torch.cuda.get_device_capability()
+    built_for = [int(arch.rpartition("_")[2].rstrip("af")) for arch in torch.cuda.get_arch_list()]
+    if 10 * major + minor < min(built_for, default=0):  # recent wheels leave out older GPUs, a GTX 1080 among them
+        return (
+            f"this PyTorch (CUDA {torch.version.cuda}) is built for compute capability {min(built_for) / 10} and up, "
+            f"{torch.cuda.get_device_name()} has {major}.{minor}: install PyTorch for an older CUDA"
+        )
+    return None
+
+
+def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Return the dtype of matrix products for a setting (auto or a key of DTYPES) on a device, and the reason.
+
+    Weights, optimizer and reductions stay in float32 in any case.
+
+    Raises:
+        UserError: float16 is asked for on a device without CUDA.
+    """
+    if setting == "float16" and device.type != "cuda":
+        raise UserError(f"dtype=float16 needs a CUDA GPU, not {device.type}: use bfloat16 or float32")
+    if setting != "auto":
+        return DTYPES[setting], "as asked"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = f"compute capability {major}.{minor}"
+        if major >= 8:
+            return torch.bfloat16, f"{capability} has bfloat16"
+        if major == 7:
+            return torch.float16, f"{capability} has float16 but no bfloat16"
+        return torch.float32, f"{capability} has neither bfloat16 nor fast float16"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        for feature in ("amx_bf16", "avx512_bf16"):
+            if capabilities.get(feature):
+                return torch.bfloat16, f"the CPU has {feature}"
+        return torch.float32, "the CPU has no bfloat16 instructions"
+    return torch.float32, f"the safe choice on {device.type}"
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Return the context in which matrix products run in dtype."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,322 @@
+"""GPT-2 with a classification head: the transformer in one file, after nanoGPT.
+
+References:
+1) Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", and its code, openai/gpt-2
+2) transformers' PyTorch code, whose parameter names are kept: huggingface/transformers, models/gpt2/modeling_gpt2.py
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import UserError
+
+HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model; the defaults are GPT-2 small's, 124M parameters."""
+
+    num_classes: int = 2
+    block_size: int = 1024
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        # padding stands to the right of every real token, so the causal mask alone hides it
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GPT-2's activation, the tanh approximation of GELU, between them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One pre-LayerNorm transformer block."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x)))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    """GPT-2's trunk and a linear classification head on the last real token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Make a model with random weights, initialised as GPT-2's were.
+
+        Raises:
+            UserError: n_embd is not a multiple of n_head.
+        """
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.head = nn.Linear(config.n_embd, config.num_classes)
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Draw weights from N(0, 0.02^2), the residual projections' divided by sqrt(2 n_layer): section 2.3 of [1]."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() >= 2:
+                residual = name.endswith("c_proj.weight")
+                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Classify a batch of sequences.
+
+        Args:
+            tokens: int64 (B, T), right-padded with anything; T at most block_size.
+            lengths: int64 (B,), each sequence's number of real tokens, at least 1.
+
+        Returns:
+            float32 logits (B, num_classes), read at each sequence's last real token.
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        tokens = tokens.masked_fill(
+            positions >= lengths[:, None], 0
+        )  # whatever stands in the padding is never looked up
+        x = self.trunk(tokens)  # (B, T, C)
+        x = x[torch.arange(len(x), device=x.device), lengths - 1]  # (B, C)
+        with torch.autocast(x.device.type, enabled=False):  # a few classes cost nothing in full precision
+            return self.head(self.ln_f(x.float()))
+
+    def trunk(self, tokens: Tensor) -> Tensor:
+        """Return the last block's output, before the final LayerNorm: (B, T) int64 -> (B, T, C)."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))
+        for block in self.h:
+            x = block(x)
+        return x
+
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return AdamW's parameter groups: weight decay on matrices and embeddings, none on biases and LayerNorms."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    def flops_per_token(self, length: int) -> float:
+        """Return the floating-point operations that training takes for each token of sequences of `length` tokens.
+
+        6 for each weight of the blocks' matrices, and for attention's two products 12 n_layer n_embd length, of which
+        the causal mask leaves half: Kaplan et al. 2020 (section 2.1), Chowdhery et al. 2022 (appendix B).
+        """
+        matrices = sum(p.numel() for p in self.h.parameters() if p.dim() >= 2)
+        return 6 * matrices + 6 * self.config.n_layer * self.config.n_embd * length
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str, num_classes: int = 2, dropout: float = 0.0, block_size: int | None = None
+    ) -> "GPT":
+        """Load GPT-2's weights, in float32, under a new head (or the stored one, where the weights have one).
+
+        Args:
+            name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, from the Hugging Face cache or else its hub; or a
+                local directory with config.json and model.safetensors or pytorch_model.bin, as transformers' GPT-2
+                models save it.
+            num_classes: classes of the head.
+            dropout: dropout probability, everywhere.
+            block_size: keep only the first so many positions; None keeps all of them.
+
+        Raises:
+            UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly.
+        """
+        config_path, weight_paths = _find_weights(name_or_path)
+        config = _read_config(config_path, num_classes, dropout, block_size)
+        with torch.device("meta"):  # shapes only: the weights come from the file
+            model = cls(config)
+        weights = {}
+        for path in weight_paths:
+            weights.update(_read_weights(path))
+        model.load_state_dict(_fit_weights(weights, model, weight_paths[0].parent), assign=True)
+        return model
+
+
+# -----------------------------------------------------------------------------
+# reading the weights that transformers wrote
+
+
+def _find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
+    """Return the paths of config.json and of the weight files."""
+    folder = Path(name_or_path)
+    if name_or_path in HUB_NAMES and not folder.is_dir():
+        return tuple(_from_hub(name_or_path))
+    if not folder.is_dir():
+        names = ", ".join(HUB_NAMES)
+        raise UserError(f"init_from: {name_or_path!r} is no directory and none of {names}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: it does not hold a model as transformers saves it")
+    for pattern in (
+        "model.safetensors",
+        "model-*-of-*.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model-*-of-*.bin",
+    ):
+        if found := sorted(folder.glob(pattern)):
+            return folder / "config.json", found
+    raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
+
+
+def _from_hub(name: str) -> tuple[Path, list[Path]]:
+    import huggingface_hub  # comes with transformers; here and not above, for a quick start without it
+
+    repository = HUB_NAMES[name]
+    for offline in (True, False):  # what is in the cache needs no network
+        try:
+            config, weights = (
+                Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=offline))
+                for file in ("config.json", "model.safetensors")
+            )
+            return config, [weights]
+        except Exception as error:  # the hub client lets through the errors of whichever http library it uses
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise UserError(
+        f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
+        f"({reason[:200]}). "
+        f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
+        f"bring the folder here and pass --init_from=DIR"
+    )
+
+
+def _read_config(path: Path, num_classes: int, dropout: float, block_size: int | None) -> GPTConfig:
+    """Return our config from transformers' config.json; refuse what would be another function than GPT-2's."""
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        config = GPTConfig(
+            num_classes=num_classes,
+            block_size=theirs.get("n_positions", 1024),
+            vocab_size=theirs.get("vocab_size", 50257),
+            n_layer=theirs.get("n_layer", 12),
+            n_head=theirs.get("n_head", 12),
+            n_embd=theirs.get("n_embd", 768),
+            dropout=dropout,
+        )
+        sizes = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{path} is no model configuration of transformers") from None
+    allowed = {
+        "model_type": ("gpt2",),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,),
+        "n_inner": (None, 4 * config.n_embd),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    }
+    for key, values in allowed.items():
+        if theirs.get(key, values[0]) not in values:
+            raise UserError(f"{path}: {key} is {theirs[key]!r}, but GPT-2 has {values[0]!r}")
+    if block_size is None:
+        return config
+    if block_size > config.block_size:
+        raise UserError(f"block_size {block_size} is more than the {config.block_size} positions of {path.parent}")
+    return GPTConfig(**{**vars(config), "block_size": block_size})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors by name; nothing is unpickled."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from None
+    except MemoryError:
+        raise
+    except Exception:  # torch.load raises whatever the broken bytes lead it into
+        raise UserError(f"{path} is no whole torch file of plain tensors") from None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path} does not hold tensors by name")
+    return weights
+
+
+def _fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str, Tensor]:
+    """Return the model's state dict from transformers' tensors: every parameter filled, every tensor used."""
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
+    # what holds no weights of ours: the causal mask that old versions stored, and the output matrix, which is wte again
+    theirs = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
+    }
+    fitted, problems = {}, []
+    for name, parameter in model.state_dict().items():
+        shape = tuple(parameter.shape)
+        if name == "head.bias" or (name == "head.weight" and "score.weight" not in theirs):
+            # transformers' head has no bias, and a language model has no head
+            fitted[name] = torch.zeros(shape) if name == "head.bias" else torch.empty(shape).normal_(std=0.02)
+            continue
+        their_name = "score.weight" if name == "head.weight" else name
+        tensor = theirs.pop(their_name, None)
+        if tensor is None:
+            problems.append(f"{their_name} is missing")
+            continue
+        is_transposed = name.startswith("h.") and len(shape) == 2  # transformers keeps these as (in, out)
+        expected = shape[::-1] if is_transposed else shape
+        if name == "wpe.weight":
+            tensor = tensor[: shape[0]]
+        if tuple(tensor.shape) != expected:
+            problems.append(f"{their_name} has shape {tuple(tensor.shape)}, not {expected}")
+            continue
+        tensor = tensor.t() if is_transposed else tensor
+        fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    problems += [f"{name} is unknown" for name in theirs]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(f"the weights in {folder} do not fit the model: {'; '.join(problems[:8])}{more}")
+    return fitted

@@ -1,0 +1,27 @@
+"""Prepare the sample, short film reviews that come with this repository: TSV files -> data/sample/*.bin.
+
+python prepare_sample.py
+
+This is also the pattern for data of your own: TSV files with the columns id, sentence and sentiment (0, 1, 2, ...).
+"""
+
+import argparse
+from pathlib import Path
+
+import errors
+from dataset import prepare
+
+LABEL_NAMES = ["negative", "positive"]
+BLOCK_SIZE = 64  # as in config/finetune_sample.py; only the table uses it
+FOLDER = Path("data/sample")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    files = {"train": FOLDER / "train.tsv", "dev": FOLDER / "dev.tsv"}
+    prepare("sample", files, LABEL_NAMES, BLOCK_SIZE, FOLDER)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,33 @@
+"""Prepare SST, the Stanford Sentiment Treebank's sentences in five classes: TSV files -> data/sst/*.bin.
+
+python prepare_sst.py                # downloads the course's files, unless they are in data/sst/ already
+python prepare_sst.py --source DIR   # takes them from DIR
+"""
+
+import argparse
+from pathlib import Path
+
+import errors
+from dataset import prepare
+from download import find_files
+
+URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
+FILES = {  # split: (file name, sha256)
+    "train": ("ids-sst-train.csv", "03b2b625c090f94a6afd59f114cde5282e2053aab0b101e87ed695d8a0c5b1df"),
+    "dev": ("ids-sst-dev.csv", "a186ce94577635fbe10beaaddd50f16cccf6c30973221cefdf90deed2a584bfe"),
+    "test": ("ids-sst-test-student.csv", "bdd5a767faa0c26782117e37767ece154c30d5d04fb8727d09c71e3850a55c7b"),
+}
+LABEL_NAMES = ["very negative", "negative", "neutral", "positive", "very positive"]
+BLOCK_SIZE = 64  # as in config/finetune_sst.py; only the table uses it
+FOLDER = Path("data/sst")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
+    source = parser.parse_args().source
+    prepare("sst", find_files(FILES, source, FOLDER, URL), LABEL_NAMES, BLOCK_SIZE, FOLDER)
+
+
+if __name__ == "__main__":
+    errors.run(main)

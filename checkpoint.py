@@ -30,6 +30,9 @@ def save(path: Path, model: GPT, **parts: dict[str, Any]) -> None:
 
     Args:
         parts: data, settings, progress and, to be able to resume, optimizer and scaler.
+
+    Raises:
+        UserError: the disk is full, or path cannot be written.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": asdict(model.config)}
     content |= {"model": model.state_dict(), **parts}
@@ -40,6 +43,12 @@ def save(path: Path, model: GPT, **parts: dict[str, Any]) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror}; what was there before is untouched") from None
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename, too, must survive a power cut

@@ -67,7 +67,7 @@ def _read_config_file(path: str) -> list[tuple[str, Any, str]]:
             source = f.read()
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a name with a NUL byte
         raise UserError(f"config file {path} cannot be read: {error}") from None
     return _assignments(source, path, only_settings=False)
 

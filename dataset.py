@@ -75,8 +75,8 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
     encoding = tokenizer.load_tokenizer()
     staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
     try:
-        print(f"{'split':<6}{'examples':>9}{'tokens':>12}", end="")
-        print("".join(f"{'max' if p == 100 else f'p{p}':>6}" for p in PERCENTILES) + f"{f'>{block_size}':>7}  labels")
+        print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
+        print("".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES) + f"{f'>{block_size}':>7}  labels")
         for split, path in files.items():
             meta["splits"][split], share = _write_split(path, split, len(label_names), encoding, staging, block_size)
             _print_row(split, meta["splits"][split], share)
@@ -230,9 +230,9 @@ def _take_chunk(rows: Iterator[Row]) -> list[Row]:
 
 
 def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
-    lengths = "".join(f"{length:>6}" for length in meta["length_percentiles"].values())
+    lengths = "".join(f"{length:>5}" for length in meta["length_percentiles"].values())
     labels = " ".join(map(str, meta["label_counts"])) if meta["label_counts"] else "none"
-    print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>12,}{lengths}{share_longer:>7.2%}  {labels}")
+    print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")
 
 
 def file_sha256(path: str | Path) -> str:

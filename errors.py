@@ -12,8 +12,12 @@ class UserError(Exception):
     """Something that input, files, settings or the machine caused. The message says what, where and what to do."""
 
 
-def run(main: Callable[[], Result]) -> Result:
+def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
     """Return main(), the body of a script, and turn what the person can mend into one line on stderr.
+
+    Args:
+        main: takes no arguments.
+        after_interrupt: what to say on Ctrl-C beyond "interrupted".
 
     Exit status: 1 for a UserError, an OSError (disk full, no permission) or exhausted memory; 130 for Ctrl-C.
     """
@@ -31,7 +35,7 @@ def run(main: Callable[[], Result]) -> Result:
     except MemoryError:
         fail("out of memory: use a smaller batch_size, block_size or model")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells have it
 
 

@@ -356,4 +356,4 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, after_interrupt=": where last.pt was written, --init_from=resume goes on from it")

@@ -1,0 +1,109 @@
+"""What the tests share: a small GPT-2 of transformers on disk, splits in memory, and the real commands in a folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import Split
+
+REPO = Path(__file__).resolve().parents[1]
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network for anything
+
+
+@pytest.fixture(scope="session")
+def tsv_dir() -> Path:
+    """The course's TSV files, where the machine has them."""
+    if "TSV_DIR" not in os.environ:
+        pytest.skip("needs the course's TSV files: set TSV_DIR to their folder")
+    return Path(os.environ["TSV_DIR"])
+
+
+def command(*words: object, cwd: Path, stdin: str | bytes = b"", **options) -> subprocess.CompletedProcess:
+    """Run one of the repository's scripts as a person would, in a folder of its own."""
+    script, *arguments = map(str, words)
+    return subprocess.run(
+        [sys.executable, str(REPO / script), *arguments],
+        cwd=cwd,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        timeout=1800,
+        **options,
+    )
+
+
+def succeed(*words: object, cwd: Path, **options) -> str:
+    """Run a script that must succeed; return what it printed."""
+    done = command(*words, cwd=cwd, **options)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def refuse(*words: object, cwd: Path, **options) -> str:
+    """Run a script that must end with one line on stderr and exit status 1; return that line."""
+    done = command(*words, cwd=cwd, **options)
+    message = done.stderr.decode()
+    assert done.returncode == 1, (done.returncode, message)
+    assert message.count("\n") == 1 and message.startswith("error: "), message
+    return message
+
+
+@pytest.fixture(scope="session")
+def prepared_sample(tmp_path_factory) -> Path:
+    """A folder in which prepare_sample.py has run."""
+    folder = tmp_path_factory.mktemp("sample")
+    (folder / "data").mkdir()
+    shutil.copytree(REPO / "data" / "sample", folder / "data" / "sample", ignore=shutil.ignore_patterns("*.bin"))
+    succeed("prepare_sample.py", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(prepared_sample, tmp_path) -> Path:
+    """A copy of the prepared sample that a test may spoil."""
+    shutil.copytree(prepared_sample / "data", tmp_path / "data")
+    return tmp_path
+
+
+def make_split(sequences: list[list[int]], labels: list[int] | None) -> Split:
+    """A split in memory."""
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.uint16)
+    offsets = np.cumsum([0, *map(len, sequences)])
+    return Split("train", Path(), tokens, offsets, None if labels is None else np.array(labels, dtype=np.int16))
+
+
+def random_split(examples: int, longest: int, vocab_size: int, num_classes: int, seed: int = 0) -> Split:
+    """A split in memory with random sequences of 1 to `longest` tokens."""
+    random = np.random.default_rng(seed)
+    sequences = [random.integers(vocab_size, size=random.integers(1, longest + 1)).tolist() for _ in range(examples)]
+    return make_split(sequences, random.integers(num_classes, size=examples).tolist())
+
+
+def transformers_model(kind: str, folder: Path | None = None, **config):
+    """A model of transformers with every parameter random, biases and LayerNorms too; saved to folder if given."""
+    import transformers
+
+    sizes = {"vocab_size": 211, "n_positions": 40, "n_embd": 48, "n_layer": 3, "n_head": 4} | config
+    dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    pad = sizes["vocab_size"] - 1
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(transformers.GPT2Config(**sizes, **dropout, pad_token_id=pad, num_labels=5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    if folder is not None:
+        model.save_pretrained(folder)
+    return model.eval()
+
+
+def padded_batch(lengths: list[int], vocab_size: int, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random tokens, right-padded; their lengths; the attention mask for transformers."""
+    lengths = torch.tensor(lengths)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.randint(vocab_size - 1, mask.shape, generator=torch.Generator().manual_seed(1))
+    return tokens.masked_fill(~mask, pad), lengths, mask.long()

@@ -1,0 +1,230 @@
+"""The .bin format from both ends: what goes in comes out, what does not fit is refused with file and line."""
+
+import csv
+import io
+import json
+import shutil
+from unittest import mock
+
+import numpy as np
+import pytest
+from conftest import make_split, refuse, succeed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset import (
+    PERCENTILES,
+    collate,
+    cut_into_micro_batches,
+    epoch_order,
+    load_meta,
+    load_split,
+    prepare,
+    read_tsv,
+)
+from errors import UserError
+from tokenizer import load_tokenizer
+
+COUNTS = {  # examples, tokens, labels
+    "sst": {
+        "train": (8544, 191641, [1092, 2218, 1624, 2322, 1288]),
+        "dev": (1101, 24946, [139, 289, 229, 279, 165]),
+        "test": (2210, 49693, None),
+    },
+    "cfimdb": {
+        "train": (1707, 362100, [856, 851]),
+        "dev": (245, 53630, [123, 122]),
+        "test": (488, 106460, None),
+    },
+}
+ENCODING = load_tokenizer()
+HEADER = "\tid\tsentence\tsentiment\n"
+
+
+@pytest.mark.parametrize("task, longest, p95", [("sst", 77, 42), ("cfimdb", 494, 379)])
+def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, longest, p95):
+    printed = succeed(f"prepare_{task}.py", "--source", tsv_dir, cwd=tmp_path)
+    assert "note:" not in printed  # the checksums are the published ones
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    meta = load_meta(tmp_path / "data" / task)
+    for split, counts in COUNTS[task].items():
+        part = meta["splits"][split]
+        assert (part["examples"], part["tokens"], part["label_counts"]) == counts
+        assert f"{split:<6}{counts[0]:>9,}{counts[1]:>11,}" in printed
+    assert meta["splits"]["train"]["length_percentiles"]["95"] == p95
+    assert meta["splits"]["train"]["length_percentiles"]["100"] == longest
+
+    # the text itself, by another road: Python's csv and tiktoken, and back from the file
+    split = load_split(tmp_path / "data" / task, "dev")
+    with open(tsv_dir / f"ids-{task}-dev.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="\t"))
+    assert split.ids() == [row["id"] for row in rows]
+    assert split.labels.tolist() == [int(row["sentiment"]) for row in rows]
+    for i, row in enumerate(rows):
+        assert ENCODING.decode(split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist()) == row["sentence"]
+
+
+SENTENCES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda text: text.strip() and "\0" not in text
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(SENTENCES, st.integers(0, 2)), min_size=1, max_size=12),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_end):
+    folder = tmp_path_factory.mktemp("round")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter="\t", lineterminator=line_end)
+    writer.writerow(["sentiment", "extra", "sentence", "id"])  # columns are found by name
+    writer.writerows([label, "x", sentence, f"id {i}"] for i, (sentence, label) in enumerate(examples))
+    content = ("\ufeff" if bom else "") + buffer.getvalue()
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_bytes(content.encode())
+    with mock.patch("tokenizer.load_tokenizer", lambda: ENCODING):  # building it takes longer than all the rest
+        prepare("x", {"train": folder / "train.tsv", "dev": folder / "dev.tsv"}, ["a", "b", "c"], 16, folder / "out")
+    split = load_split(folder / "out", "train")
+    assert [label for _, label in examples] == split.labels.tolist()
+    assert split.ids() == [f"id {i}" for i in range(len(examples))]
+    decoded = [
+        ENCODING.decode(split.tokens[a:b].tolist()) for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)
+    ]
+    assert decoded == [sentence for sentence, _ in examples]
+    lengths = np.diff(split.offsets)
+    part = load_meta(folder / "out")["splits"]["train"]
+    expected = [int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES]
+    assert list(part["length_percentiles"].values()) == expected
+    assert part["label_counts"] == np.bincount(split.labels, minlength=3).tolist()
+
+
+BAD_TSV = {
+    "empty": (b"", "line 1: no column 'id'"),
+    "header only": (HEADER, "no examples"),
+    "missing column": ("\tid\tsentence\n0\ta\tfine\n", "line 1: no column 'sentiment'"),
+    "doubled column": ("id\tid\tsentence\tsentiment\n", "line 1: more than one column 'id'"),
+    "ragged row": (HEADER + "0\ta\tfine\t1\n1\tb\tshort\n", "line 3: 3 columns, but the header has 4"),
+    "label no integer": (HEADER + "0\ta\tfine\tgood\n", "line 2: the label 'good' is no whole number from 0 to 1"),
+    "label decimal": (HEADER + "0\ta\tfine\t1.0\n", "line 2: the label '1.0'"),
+    "label empty": (HEADER + "0\ta\tfine\t\n", "line 2: the label ''"),
+    "label too large": (HEADER + "0\ta\tfine\t2\n", "line 2: the label '2' is out of range: the classes are 0 to 1"),
+    "label absurd": (HEADER + "0\ta\tfine\t" + "9" * 5000 + "\n", "line 2: the label '999"),
+    "label negative": (HEADER + "0\ta\tfine\t-1\n", "line 2: the label '-1'"),
+    "invalid UTF-8": ((HEADER + "0\ta\tfi").encode() + b"\xffne\t1\n", "line 2: not valid UTF-8 (byte 7 of the line)"),
+    "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "line 3: the sentence is empty"),
+    "after a sentence of two lines": (HEADER + '0\ta\t"two\nlines"\t1\n1\tb\tx\t9\n', "line 4: the label '9'"),
+    "unclosed quote": (HEADER + '0\ta\t"never closed\t1\n1\tb\tx\t1\n', "line 2: not tab-separated values"),
+    "endless line": (HEADER + "0\ta\t" + "x" * (1 << 20) + "\t1\n", "line 2: longer than 1,048,576 bytes"),
+    "endless field": (HEADER + "0\ta\t" + "x" * 200_000 + "\t1\n", "line 2: not tab-separated values"),
+    "control character in an id": (HEADER + "0\ta\x1b[2J\tfine\t1\n", "line 2: the id"),
+    "binary": (bytes(range(256)) * 8, "line 1: "),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_TSV.values(), ids=BAD_TSV.keys())
+def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, message):
+    good = tmp_path / "good.tsv"
+    good.write_text(HEADER + "0\ta\tfine\t1\n")
+    prepare("x", {"train": good, "dev": good}, ["no", "yes"], 16, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    bad = tmp_path / "bad.tsv"
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        prepare("x", {"train": good, "dev": bad}, ["no", "yes"], 16, tmp_path / "out")
+    assert str(error.value).startswith(str(bad)) and message in str(error.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_missing_tsv_and_a_missing_folder(tmp_path):
+    assert "data/sample/train.tsv does not exist" in refuse("prepare_sample.py", cwd=tmp_path)
+    message = refuse("prepare_sst.py", "--source", "nowhere", cwd=tmp_path)
+    assert "--source nowhere: no ids-sst-train.csv, ids-sst-dev.csv, ids-sst-test-student.csv there" in message
+
+
+def test_blank_lines_are_passed_over_and_line_numbers_hold(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text(HEADER + "0\ta\tfine\t1\n\n\n1\tb\tgood\t0\n\n")
+    assert [(row.line, row.id, row.label) for row in read_tsv(path, 2, True)] == [(2, "a", 1), (5, "b", 0)]
+
+
+def test_preparing_twice_gives_the_same_bytes(workspace):
+    folder = workspace / "data" / "sample"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    succeed("prepare_sample.py", cwd=workspace)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize("name", ["train.bin", "train.offsets.bin", "train.labels.bin", "train.ids.txt"])
+def test_a_damaged_file_is_refused(prepared_sample, tmp_path, name, damage):
+    folder = tmp_path / "sample"
+    shutil.copytree(prepared_sample / "data" / "sample", folder)
+    content = bytearray((folder / name).read_bytes())
+    if damage == "remove":
+        (folder / name).unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content[:-2] if damage == "truncate" else content)
+    with pytest.raises(UserError, match=f"{name} .*prepare_sample.py` again"):
+        load_split(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: "",
+        lambda meta: "[]",
+        lambda meta: "{",
+        lambda meta: "[" * 100_000,
+        lambda meta: json.dumps({**meta, "format_version": 99}),
+        lambda meta: json.dumps({**meta, "label_names": "abc"}),
+        lambda meta: json.dumps({**meta, "label_names": ["only one"]}),
+        lambda meta: json.dumps({**meta, "tokenizer": {"name": "other", "vocab_size": 50257}}),
+        lambda meta: json.dumps({**meta, "splits": []}),
+        lambda meta: json.dumps({**meta, "splits": {"train": {}}}),
+        lambda meta: json.dumps(meta).replace("train.bin", "../train.bin"),
+        lambda meta: json.dumps(meta).replace('"examples": 878', '"examples": 10000000000000'),
+        lambda meta: json.dumps(meta).replace('"examples": 878', '"examples": "878"'),
+    ],
+)
+def test_a_broken_meta_json_is_refused(prepared_sample, tmp_path, change):
+    folder = tmp_path / "sample"
+    shutil.copytree(prepared_sample / "data" / "sample", folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(change(meta))
+    with pytest.raises(UserError):
+        load_split(folder, "train")
+
+
+def test_a_folder_that_was_not_prepared_says_what_to_run(tmp_path):
+    message = refuse("finetune.py", "--data_dir=data/sst", cwd=tmp_path)
+    assert "data/sst was not prepared" in message and "run `python prepare_sst.py` first" in message
+
+
+# -----------------------------------------------------------------------------
+# micro-batches
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=200), st.integers(64, 600), st.integers(0, 100))
+def test_micro_batches_hold_every_example_once_within_the_budget(lengths, budget, seed):
+    lengths = np.array(lengths)
+    indices = np.random.default_rng(seed).permutation(len(lengths))[: seed + 1]
+    cut = cut_into_micro_batches(indices, lengths, budget)
+    assert sorted(np.concatenate(cut).tolist()) == sorted(indices.tolist())
+    assert all(len(batch) * lengths[batch].max() <= budget for batch in cut)
+
+
+def test_every_example_is_visited_once_an_epoch_in_an_order_of_seed_and_epoch():
+    orders = [epoch_order(1000, seed, epoch).tolist() for seed, epoch in [(1, 0), (1, 0), (1, 1), (2, 0)]]
+    assert all(sorted(order) == list(range(1000)) for order in orders)
+    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
+
+
+def test_collate_pads_on_the_right_and_keeps_the_last_tokens_of_a_long_sequence():
+    split = make_split([[1, 2, 3, 4, 5], [6], [7, 8, 9]], [0, 1, 0])
+    tokens, lengths = collate(split, np.array([1, 0]), block_size=3)
+    assert tokens.dtype == lengths.dtype == np.int64
+    assert tokens.tolist() == [[6, 50256, 50256], [3, 4, 5]] and lengths.tolist() == [1, 3]

@@ -1,0 +1,77 @@
+"""Downloads, from a server on this machine: kept only when whole and of the right checksum."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from download import find_files
+from errors import UserError
+
+CONTENT = b"\tid\tsentence\tsentiment\n0\ta\tfine\t1\n"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/missing.csv":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:-5] if self.path == "/cut.csv" else CONTENT)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        server.url = f"http://127.0.0.1:{server.server_port}/"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_missing_files_are_downloaded_and_present_ones_are_not(server, tmp_path):
+    (tmp_path / "here.csv").write_bytes(CONTENT)
+    files = {"train": ("here.csv", SHA256), "dev": ("there.csv", SHA256)}
+    found = find_files(files, None, tmp_path, server.url)
+    assert found == {"train": tmp_path / "here.csv", "dev": tmp_path / "there.csv"}
+    assert (tmp_path / "there.csv").read_bytes() == CONTENT and server.asked == ["/there.csv"]
+    assert find_files(files, None, tmp_path, server.url) == found and len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "name, sha256, message",
+    [
+        ("missing.csv", SHA256, "cannot download .*missing.csv .*: get missing.csv elsewhere"),
+        ("cut.csv", SHA256, "cut.csv"),
+        ("other.csv", "0" * 64, "sha256 is wrong"),
+    ],
+)
+def test_a_failed_download_leaves_nothing_behind(server, tmp_path, name, sha256, message):
+    with pytest.raises(UserError, match=message):
+        find_files({"train": (name, sha256)}, None, tmp_path / "data", server.url)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_without_a_server_it_says_what_to_put_where(tmp_path):
+    with pytest.raises(UserError, match=r"cannot download .*get a.csv elsewhere .* or name their folder with --source"):
+        find_files({"train": ("a.csv", SHA256)}, None, tmp_path / "data", "http://127.0.0.1:9/")
+
+
+def test_source_comes_first_and_a_changed_file_is_noted(tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.csv").write_bytes(b"mine")
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    found = find_files({"train": ("a.csv", SHA256)}, str(tmp_path / "source"), tmp_path, "http://127.0.0.1:9/")
+    assert found == {"train": tmp_path / "source" / "a.csv"}
+    assert "is not the published a.csv" in capsys.readouterr().out

@@ -1,0 +1,166 @@
+"""evaluate.py: its figures against scikit-learn and against one example at a time; text in, classes out."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, random_split, refuse, succeed
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+import checkpoint
+from evaluate import loss_and_accuracy, predict
+from model import GPT, GPTConfig
+
+TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
+
+
+@pytest.fixture(scope="session")
+def trained(prepared_sample):
+    """The prepared sample with a checkpoint of a short run on it."""
+    arguments = ["--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
+    succeed("finetune.py", *arguments, "--block_size=32", "--max_steps=20", "--gradient_accumulation_steps=1",
+            "--learning_rate=3e-3", "--dtype=float32", cwd=prepared_sample)  # fmt: skip
+    return prepared_sample
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    """A copy of it that a test may spoil."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_predictions_are_those_of_each_example_alone():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(3, 20, 97, 2, 2, 16)).eval()
+    split = random_split(50, 30, 97, 3)
+    logits = predict(model, split, torch.device("cpu"), torch.float32)
+    for i in range(len(split)):
+        tokens = torch.from_numpy(split.tokens[split.offsets[i] : split.offsets[i + 1]].astype(np.int64))[-20:]
+        with torch.no_grad():
+            alone = model(tokens[None], torch.tensor([len(tokens)]))[0]
+        torch.testing.assert_close(logits[i], alone, atol=1e-5, rtol=1e-5)
+    loss, accuracy = loss_and_accuracy(logits, split.labels)
+    assert loss == pytest.approx(
+        log_loss(split.labels, logits.double().softmax(-1).numpy(), labels=[0, 1, 2]), abs=1e-5
+    )
+    assert accuracy == accuracy_score(split.labels, logits.argmax(-1).numpy())
+
+
+def test_the_report_agrees_with_the_predictions_it_writes(place):
+    printed = succeed("evaluate.py", "--predictions", "p.csv", "--dtype=float32", cwd=place)
+    with open(place / "p.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    with open(place / "data" / "sample" / "dev.tsv", encoding="utf-8", newline="") as f:
+        source = list(csv.DictReader(f, delimiter="\t"))
+    assert [(row["id"], row["label"]) for row in rows] == [(row["id"], row["sentiment"]) for row in source]
+    probabilities = np.array([[float(row["p0"]), float(row["p1"])] for row in rows])
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=2e-6)
+    labels, predictions = ([int(row[column]) for row in rows] for column in ("label", "prediction"))
+    assert predictions == probabilities.argmax(1).tolist()
+    accuracy = accuracy_score(labels, predictions)
+    assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f}"
+    assert f"macro-F1 {f1_score(labels, predictions, average='macro'):.4f}" in printed
+    assert f"loss {log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)):.4f}" in printed
+    right_negatives = sum(label == prediction == 0 for label, prediction in zip(labels, predictions, strict=True))
+    (row,) = [line for line in printed.splitlines() if line.startswith("0 negative")]
+    assert row.split()[2:] == [str(right_negatives), str(labels.count(0) - right_negatives)]
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("device"))
+
+
+def test_predictions_are_not_overwritten_unless_asked(place):
+    (place / "p.csv").write_text("mine")
+    assert "p.csv exists already" in refuse("evaluate.py", "--predictions", "p.csv", cwd=place)
+    assert (place / "p.csv").read_text() == "mine"
+    succeed("evaluate.py", "--predictions", "p.csv", "--overwrite", cwd=place)
+    assert (place / "p.csv").read_text().startswith("id,label,prediction,p0,p1\n")
+
+
+def test_a_split_without_labels_gets_predictions_and_no_accuracy(place):
+    for name in ("train", "dev"):
+        shutil.copy(place / "data" / "sample" / f"{name}.tsv", place / f"{name}.tsv")
+    (place / "test.tsv").write_text("id\tsentence\nt1\tA lovely film .\nt2\tA mess .\n")
+    script = (
+        (REPO / "prepare_sample.py")
+        .read_text()
+        .replace('"dev": FOLDER / "dev.tsv"', '"dev": FOLDER / "dev.tsv", "test": "test.tsv"')
+    )
+    script = script.replace('"test.tsv"}', 'Path("test.tsv")}').replace(': "test.tsv"', ': Path("test.tsv")')
+    (place / "prepare_other.py").write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n{script}")
+    succeed(place / "prepare_other.py", cwd=place)
+    printed = succeed("evaluate.py", "--split=test", "--predictions=p.csv", cwd=place)
+    assert "no labels to compare with" in printed and "accuracy" not in printed
+    rows = (place / "p.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[1].startswith("t1,,") and rows[2].startswith("t2,,")
+    assert "has no 'extra' split, only train, dev, test" in refuse("evaluate.py", "--split=extra", cwd=place)
+
+
+def test_text_is_classified_line_by_line(place):
+    from_argument = succeed("evaluate.py", "--text", TEXTS, cwd=place)
+    lines = from_argument.splitlines()
+    assert lines[0].split() == ["prediction", "negative", "positive", "text"] and len(lines) == 3
+    assert lines[1].endswith("  I loved every minute of it.")
+    name, negative, positive = lines[1].split()[:3]
+    assert float(negative) + float(positive) == pytest.approx(1, abs=2e-3)
+    assert name == ("positive" if float(positive) > float(negative) else "negative")
+    assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS) == from_argument
+    assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS.replace("\n", "\r\n")) == from_argument
+    message = refuse("evaluate.py", "--text", "-", cwd=place, stdin=b"fine\n\xff\xfe\n")
+    assert "standard input, line 2: not valid UTF-8" in message
+
+
+def test_text_gets_the_leading_space_of_the_training_data(place):
+    without = succeed("evaluate.py", "--text", "A mess.", cwd=place).splitlines()[1]
+    model, saved = checkpoint.load(place / "out" / "best.pt")
+    saved["data"]["leading_space"] = True
+    parts = {key: saved[key] for key in ("data", "settings", "progress")}
+    checkpoint.save(place / "out" / "spaced.pt", model, **parts)
+    words = ["evaluate.py", "--ckpt=out/spaced.pt", "--text"]
+    assert succeed(*words, "A mess.", cwd=place).split()[:3] == succeed(*words, " A mess.", cwd=place).split()[:3]
+    assert succeed(*words, "A mess.", cwd=place).splitlines()[1] != without
+
+
+def spoil_task(place):
+    meta = place / "data" / "sample" / "meta.json"
+    meta.write_text(meta.read_text().replace('"task": "sample"', '"task": "other"'))
+
+
+def spoil_weights(place):
+    content = torch.load(place / "out" / "best.pt", weights_only=True)
+    content["model"]["wte.weight"] = content["model"]["wte.weight"][:10]
+    torch.save(content, place / "out" / "best.pt")
+
+
+def spoil_pickle(place):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(place / "trap"), "w")
+
+    torch.save({"format": "gpt2-classifier", "trap": Trap()}, place / "out" / "best.pt")
+
+
+def write(content):
+    return lambda place: torch.save(content, place / "out" / "best.pt")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda place: (place / "out" / "best.pt").unlink(), "there is no checkpoint out/best.pt"),
+        (lambda place: (place / "out" / "best.pt").write_bytes(b""), "no whole checkpoint"),
+        (lambda place: (place / "out" / "best.pt").write_bytes(b"PK\x03\x04 and so on"), "no whole checkpoint"),
+        (spoil_pickle, "no whole checkpoint"),
+        (spoil_weights, "its weights do not fit its configuration"),
+        (spoil_task, "was trained on 'sample' (negative, positive), but data/sample holds 'other'"),
+        (write([1, 2]), "no checkpoint of finetune.py"),
+        (write({"model": {}}), "no checkpoint of finetune.py"),
+        (write({"format": "gpt2-classifier", "format_version": 7}), "has format version 7"),
+        (write({"format": "gpt2-classifier", "format_version": 1}), "is incomplete"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(place, spoil, message):
+    spoil(place)
+    assert message in refuse("evaluate.py", "--ckpt", "out/best.pt", cwd=place)
+    assert not (place / "trap").exists()

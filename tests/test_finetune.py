@@ -1,0 +1,310 @@
+"""The training loop: the exact gradient however a step is cut, transformers' losses, and the real command."""
+
+import csv
+import math
+import shlex
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, command, make_split, random_split, refuse, succeed, transformers_model
+from torch.nn import functional as F
+
+import checkpoint
+from dataset import collate
+from errors import UserError
+from finetune import accumulate_gradient, learning_rate_at, train_step
+from model import GPT, GPTConfig, dropout
+
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=64", "--dtype=float32"]
+RUN = ["finetune.py", "config/sample.py", *TINY]
+
+
+@pytest.fixture
+def workspace(workspace):
+    """The prepared sample and a config file that trains a tiny model on it, 7 steps an epoch."""
+    (workspace / "config").mkdir()
+    (workspace / "config" / "sample.py").write_text(
+        'data_dir = "data/sample"\ninit_from = "scratch"\n'
+        "gradient_accumulation_steps = 2\nepochs = 2\nlearning_rate = 1e-3\n"
+    )
+    return workspace
+
+
+def read_log(path) -> list[dict[str, str]]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def same_state(a: dict, b: dict) -> bool:
+    """Whether two nested dicts are equal, tensors bit by bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+# -----------------------------------------------------------------------------
+# the mathematics of a step
+
+
+def gradient(model, split, indices, token_budget) -> tuple[torch.Tensor, float]:
+    model.zero_grad()
+    loss = accumulate_gradient(model, NO_SCALER, split, indices, token_budget, torch.float32, lambda count: None)
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), loss.item()
+
+
+def test_the_gradient_does_not_depend_on_how_the_step_is_cut():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double()
+    split = random_split(60, 40, 97, 5)
+    indices = np.random.default_rng(0).permutation(60)[:51]
+    tokens, lengths = map(torch.from_numpy, collate(split, indices, 24))
+    F.cross_entropy(model(tokens, lengths), torch.from_numpy(split.labels[indices].astype(np.int64))).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert expected.norm() > 0.1
+    for token_budget in (24, 25, 100, 333, 10**6):
+        cut, _ = gradient(model, split, indices, token_budget)
+        assert (cut - expected).abs().max() < 1e-10, token_budget
+
+
+def test_the_last_smaller_step_is_normalised_by_its_own_count():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(2, 8, 50, 1, 2, 8)).double()
+    split = random_split(10, 8, 50, 2)
+    once, loss = gradient(model, split, np.array([1, 2, 3]), 64)
+    twice, same_loss = gradient(model, split, np.array([1, 2, 3, 1, 2, 3]), 64)
+    torch.testing.assert_close(once, twice)
+    assert loss == pytest.approx(same_loss)
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.5])
+def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path, grad_clip):
+    theirs = transformers_model("GPT2ForSequenceClassification", tmp_path).train()
+    ours = GPT.from_pretrained(str(tmp_path), num_classes=5)
+    split = random_split(240, 40, 210, 5)
+    settings = SimpleNamespace(batch_size=4, block_size=40, grad_clip=grad_clip)
+    optimizer = torch.optim.AdamW(ours.optimizer_groups(0.1), betas=(0.9, 0.95), fused=True)
+    # transformers' head has no bias; ours stays as it starts, at zero
+    ours.head.bias.requires_grad_(False)
+    matrices = [p for p in theirs.parameters() if p.dim() >= 2]
+    vectors = [p for p in theirs.parameters() if p.dim() < 2]
+    plain = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+    )
+    our_losses, their_losses = [], []
+    for step in range(10):
+        indices = np.arange(step * 24, step * 24 + 24)
+        our_losses.append(train_step(ours, optimizer, NO_SCALER, split, indices, 1e-3, settings, torch.float32)[0])
+
+        tokens, lengths = map(torch.from_numpy, collate(split, indices, 40))
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        labels = torch.from_numpy(split.labels[indices].astype(np.int64))
+        loss = theirs(tokens.masked_fill(~mask, 210), attention_mask=mask.long(), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), grad_clip or math.inf)
+        plain.step()
+        plain.zero_grad()
+        their_losses.append(loss.item())
+    assert max(their_losses) - min(their_losses) > 0.05  # the model moved
+    np.testing.assert_allclose(our_losses, their_losses, rtol=0, atol=1e-4)
+
+
+def test_learning_rate_warms_up_and_follows_half_a_cosine():
+    settings = SimpleNamespace(learning_rate=1.0, warmup_steps=4, lr_schedule="cosine", min_lr=0.2)
+    rates = [learning_rate_at(step, 24, settings) for step in range(25)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[14] == pytest.approx(0.6) and rates[24] == pytest.approx(0.2)
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    settings.lr_schedule = "constant"
+    assert learning_rate_at(20, 24, settings) == 1.0
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_has_the_right_rate_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(3_000_001, dtype=dtype)  # no multiple of the four that one random word decides on
+    y = dropout(x, p)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
+    assert y.float().mean().item() == pytest.approx(1, abs=4e-3 if dtype == torch.bfloat16 else 2e-3)
+    assert len(y.unique()) == 2
+    # neighbours, which share a random word, are independent
+    dropped = (y == 0).float() - p
+    for distance in (1, 2, 3, 4):
+        assert abs((dropped[:-distance] * dropped[distance:]).mean()) < 1e-3 * p
+    assert not torch.equal(y, dropout(x, p))  # a fresh mask each time
+    torch.manual_seed(0)
+    assert torch.equal(y, dropout(x, p))  # and the same one from the same seed
+
+
+def test_dropout_passes_the_gradient_of_what_it_kept():
+    x = torch.randn(1000, requires_grad=True)
+    y = dropout(x, 0.3)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), y.detach())
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(2, 8, 50, 1, 2, 8, dropout=0.5))
+    tokens, lengths = torch.randint(50, (4, 8)), torch.full((4,), 8)
+    assert not torch.equal(model.train()(tokens, lengths), model(tokens, lengths))
+    assert torch.equal(model.eval()(tokens, lengths), model(tokens, lengths))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    model = GPT(GPTConfig(2, 8, 50, 1, 2, 8))
+    with torch.no_grad():
+        model.head.weight[0, 0] = math.inf
+    before = model.wte.weight.clone()
+    settings = SimpleNamespace(batch_size=4, block_size=8, grad_clip=1.0)
+    optimizer = torch.optim.AdamW(model.optimizer_groups(0.1))
+    with pytest.raises(UserError, match="the step was not taken"):
+        train_step(model, optimizer, NO_SCALER, make_split([[1, 2]], [0]), np.array([0]), 1e-3, settings, torch.float32)
+    assert torch.equal(model.wte.weight, before)
+
+
+# -----------------------------------------------------------------------------
+# the command
+
+
+def test_a_run_trains_evaluates_and_saves(workspace):
+    printed = succeed(*RUN, cwd=workspace)
+    rows = read_log(workspace / "out" / "log.csv")
+    train = [row for row in rows if row["split"] == "train"]
+    dev = [row for row in rows if row["split"] == "dev"]
+    assert [int(row["step"]) for row in train] == list(range(1, 15))  # 878 examples by 128: 7 steps an epoch, 2 epochs
+    assert [(int(row["step"]), float(row["epoch"])) for row in dev] == [(7, 1.0), (14, 2.0)]
+    assert float(train[0]["loss"]) == pytest.approx(math.log(2), abs=0.1)
+    best = max(dev, key=lambda row: (float(row["accuracy"]), -float(row["loss"])))
+    model, saved = checkpoint.load(workspace / "out" / "best.pt")
+    assert saved["progress"]["best"]["accuracy"] == float(best["accuracy"])
+    assert saved["progress"]["step"] == int(best["step"])
+    assert saved["settings"]["n_embd"] == 16 and model.config == GPTConfig(2, 32, 50257, 2, 2, 16, 0.2)
+    assert f"best: epoch {float(best['epoch']):.4g}, dev accuracy {float(best['accuracy']):.3f}" in printed
+    assert "dtype: float32 (as asked)" in printed and "wall time" in printed
+
+    evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", "--dtype", "float32", cwd=workspace)
+    assert evaluated.splitlines()[-1] == f"dev accuracy: {float(best['accuracy']):.3f}"
+
+
+def test_max_steps_ends_early_and_still_evaluates_and_saves(workspace):
+    succeed(*RUN, "--max_steps=3", cwd=workspace)
+    rows = read_log(workspace / "out" / "log.csv")
+    assert [(row["split"], row["step"]) for row in rows] == [
+        ("train", "1"),
+        ("train", "2"),
+        ("train", "3"),
+        ("dev", "3"),
+    ]
+    assert (workspace / "out" / "best.pt").is_file() and (workspace / "out" / "last.pt").is_file()
+
+
+def test_the_same_command_gives_the_same_bits_and_another_seed_others(workspace):
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        succeed(*RUN, "--max_steps=2", f"--out_dir={out}", f"--seed={seed}", cwd=workspace)
+    a, b, c = (checkpoint.load(workspace / out / "last.pt")[1] for out in "abc")
+    assert same_state(a["model"], b["model"]) and same_state(a["optimizer"], b["optimizer"])
+    assert not same_state(a["model"], c["model"])
+
+
+@pytest.mark.parametrize("stop", [5, 7])  # in the middle of an epoch and at its end
+def test_a_resumed_run_ends_with_the_same_bits(workspace, stop):
+    succeed(*RUN, "--out_dir=whole", cwd=workspace)
+    succeed(*RUN, "--out_dir=parts", f"--max_steps={stop}", cwd=workspace)
+    succeed(*RUN, "--out_dir=parts", "--init_from=resume", cwd=workspace)
+    whole, parts = (checkpoint.load(workspace / out / "last.pt")[1] for out in ("whole", "parts"))
+    assert same_state(whole["model"], parts["model"]) and same_state(whole["optimizer"], parts["optimizer"])
+    logs = [read_log(workspace / out / "log.csv") for out in ("whole", "parts")]
+    columns = ("step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm")
+    whole, parts = ([{column: row[column] for column in columns} for row in log] for log in logs)
+    assert [row for row in parts if row["split"] == "train" or int(row["step"]) % 7 == 0] == whole
+
+
+def test_resuming_refuses_what_would_be_another_run(workspace):
+    assert "there is no checkpoint out/last.pt" in refuse(*RUN, "--init_from=resume", cwd=workspace)
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    message = refuse(*RUN, "--init_from=resume", "--dropout=0.1", "--learning_rate=2e-3", cwd=workspace)
+    assert "dropout was 0.2 and is now 0.1" in message and "learning_rate was 0.001 and is now 0.002" in message
+    train = workspace / "data" / "sample" / "train.tsv"
+    train.write_text(train.read_text() + "878\tx\tone more film\t1\n")
+    succeed("prepare_sample.py", cwd=workspace)
+    assert "was trained on other data" in refuse(*RUN, "--init_from=resume", cwd=workspace)
+
+
+def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    before = {path.name: path.read_bytes() for path in (workspace / "out").iterdir()}
+    assert before.keys() == {"best.pt", "last.pt", "log.csv"}
+    message = refuse(*RUN, "--max_steps=2", cwd=workspace)
+    assert "out holds another run (best.pt, last.pt, log.csv)" in message
+    # a run that fails before its first step takes nothing away, even with leave to
+    assert "no directory" in refuse(*RUN, "--overwrite=True", "--init_from=nowhere", cwd=workspace)
+    assert {path.name: path.read_bytes() for path in (workspace / "out").iterdir()} == before
+    succeed(*RUN, "--max_steps=2", "--overwrite=True", cwd=workspace)
+    assert len(read_log(workspace / "out" / "log.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--n_head=3"], "n_embd (16) must be a multiple of n_head (3)"),
+        (["--init_from=nowhere"], "'nowhere' is no directory"),
+        (["--device=cuda"], "device=cuda cannot be used"),
+        (["--dtype=float16"], "dtype=float16 needs a CUDA GPU"),
+        (["--out_dir=data/sample/train.tsv"], "data/sample/train.tsv"),
+    ],
+)
+def test_what_cannot_run_is_refused(workspace, arguments, message):
+    if arguments == ["--device=cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    assert message in refuse(*RUN, *arguments, cwd=workspace)
+
+
+def test_a_damaged_last_pt_is_refused_and_left_alone(workspace):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    path = workspace / "out" / "last.pt"
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half)
+    assert "out/last.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", cwd=workspace)
+    assert path.read_bytes() == half
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(workspace):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    before = {name: (workspace / "out" / name).read_bytes() for name in ("best.pt", "last.pt")}
+    # no file may grow beyond 100 kB: the write fails as it does on a full disk
+    words = [sys.executable, str(REPO / RUN[0]), *RUN[1:], "--init_from=resume", "--max_steps=2"]
+    script = f"ulimit -f 100; trap '' XFSZ; exec {shlex.join(words)}"
+    done = subprocess.run(["bash", "-c", script], cwd=workspace, capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and done.stderr.startswith("error: cannot write out/") and done.stderr.count("\n") == 1
+    ), done.stderr
+    assert {name: (workspace / "out" / name).read_bytes() for name in before} == before
+    assert not list((workspace / "out").glob("*.tmp"))
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
+    words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], "--epochs=10000"]
+    process = subprocess.Popen(words, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "--init_from=resume" in errors
+    assert checkpoint.load(workspace / "out" / "last.pt")
+
+
+def test_the_progress_is_told_in_plain_lines_without_a_terminal(workspace):
+    done = command(*RUN, "--max_steps=2", cwd=workspace)
+    assert b"step 1/2: loss 0." in done.stdout and done.stderr == b""

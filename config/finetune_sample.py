@@ -12,5 +12,5 @@ batch_size = 32
 gradient_accumulation_steps = 1
 
 learning_rate = 1e-3
-dropout = 0.2
-epochs = 10
+dropout = 0.3
+epochs = 6

@@ -297,7 +297,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
     words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], "--epochs=10000"]
     process = subprocess.Popen(words, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("epoch"):
+        if line.startswith("epoch 2:"):  # the checkpoint of epoch 1 is written
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -1,0 +1,40 @@
+"""What any classifier must beat: the majority class, and TF-IDF with logistic regression (scikit-learn's defaults).
+
+python bench/baselines.py data/sst
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import errors
+from dataset import Split, load_split
+from errors import UserError
+from tokenizer import load_tokenizer
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("name a prepared folder: python bench/baselines.py data/sst")
+    train, dev = (load_split(sys.argv[1], name) for name in ("train", "dev"))
+    majority = np.bincount(train.labels).argmax()
+    print(f"majority class of train: dev accuracy {np.mean(dev.labels == majority):.3f}")
+    classifier = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
+    classifier.fit(sentences(train), train.labels)
+    print(f"TF-IDF + logistic regression: dev accuracy {classifier.score(sentences(dev), dev.labels):.3f}")
+
+
+def sentences(split: Split) -> list[str]:
+    """Return a split's sentences, decoded from its tokens."""
+    encoding = load_tokenizer()
+    ends = zip(split.offsets[:-1], split.offsets[1:], strict=True)
+    return [encoding.decode(split.tokens[start:end].tolist()) for start, end in ends]
+
+
+if __name__ == "__main__":
+    errors.run(main)

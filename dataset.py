@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 MAX_LINE = 1 << 20  # bytes; a longer line is no TSV, and reading it whole would cost its size in memory
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized at once: enough to keep all cores busy, little memory
+MICRO_BATCH_COST = 128  # tokens that could be computed in the time that one more micro-batch takes
 FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
 
 
@@ -352,19 +353,29 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Sort examples by length and cut them into micro-batches of at most token_budget tokens, padding included.
 
-    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order. It
-    leaves next to no padding. Longest first, so that a batch too large for the memory fails at once.
+    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order. Where
+    to cut is solved exactly, by dynamic programming: the least padding, with MICRO_BATCH_COST for every micro-batch.
+    Longest first, so that what is too large for the memory fails at once.
 
     Args:
         indices: (n,) the examples of one step.
-        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`; at most token_budget.
+        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
+        token_budget: at least the longest length.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
+    longest = lengths[order].tolist()  # of a micro-batch that starts here
+    rows = np.arange(1, len(order) + 1)
+    cost = np.zeros(len(order) + 1)  # of the examples from here to the end, in tokens
+    ends = [0] * len(order)  # where the micro-batch that starts here ends
+    for start in reversed(range(len(order))):
+        most = token_budget // longest[start]
+        costs = cost[start + 1 : start + 1 + most] + rows[:most][: len(order) - start] * longest[start]
+        ends[start] = start + 1 + int(costs.argmin())
+        cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
     micro_batches, start = [], 0
     while start < len(order):
-        end = start + max(1, token_budget // int(lengths[order[start]]))
-        micro_batches.append(order[start:end])
-        start = end
+        micro_batches.append(order[start : ends[start]])
+        start = ends[start]
     return micro_batches
 
 

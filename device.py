@@ -1,5 +1,7 @@
 """Which device and number format a run uses, and why."""
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 
 import torch
@@ -73,6 +75,18 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
                 return torch.bfloat16, f"the CPU has {feature}"
         return torch.float32, "the CPU has no bfloat16 instructions"
     return torch.float32, f"the safe choice on {device.type}"
+
+
+def keep_freed_memory() -> None:
+    """Make glibc's malloc keep what is freed: for training on a CPU under Linux; elsewhere this does nothing.
+
+    By default it returns large blocks to the kernel, which hands them back page by page and zeroed. For activations,
+    which every micro-batch frees and needs again, that costs about a tenth of the time.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:

@@ -83,7 +83,7 @@ from tqdm import tqdm
 
 import checkpoint
 from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_meta, load_split
-from device import autocast, choose_device, choose_dtype
+from device import autocast, choose_device, choose_dtype, keep_freed_memory
 from errors import UserError
 from evaluate import loss_and_accuracy, predict
 from model import GPT, GPTConfig
@@ -102,6 +102,8 @@ def main() -> None:
     where, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, where)
     settings.dtype = str(dtype).removeprefix("torch.")
+    if where.type == "cpu":
+        keep_freed_memory()
     print(f"device: {where} ({why_device}); dtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands

@@ -77,12 +77,28 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """Attend from every position, or only from one position of each sequence, last (B,): (B, T or 1, C)."""
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        # padding stands to the right of every real token, so the causal mask alone hides it
-        y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        if last is None:
+            q, k, v = self._heads(self.c_attn(x), 3)  # (B, H, T, D) each
+            # padding stands to the right of every real token, so the causal mask alone hides it
+            y = attention(q, k, v, self.dropout if self.training else 0.0)
+        else:
+            w_q, w_kv = self.c_attn.weight.split([C, 2 * C])
+            b_q, b_kv = self.c_attn.bias.split([C, 2 * C])
+            (q,) = self._heads(F.linear(x[torch.arange(B, device=x.device), last][:, None], w_q, b_q), 1)
+            k, v = self._heads(F.linear(x, w_kv, b_kv), 2)
+            future = torch.arange(T, device=x.device) > last[:, None]  # (B, T)
+            scores = (q @ k.transpose(2, 3)) * (C // self.n_head) ** -0.5  # (B, H, 1, T)
+            probabilities = scores.masked_fill(future[:, None, None], -math.inf).softmax(-1).to(v.dtype)
+            y = dropout(probabilities, self.dropout if self.training else 0.0) @ v
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, count: int) -> Tensor:
+        """Split (B, T, count * C) into count tensors of (B, H, T, D)."""
+        B, T, _ = x.shape
+        return x.view(B, T, count, self.n_head, -1).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):
@@ -108,9 +124,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or only what stands at position last (B,) of each sequence: (B, 1, C)."""
         p = self.dropout if self.training else 0.0
-        x = x + dropout(self.attn(self.ln_1(x)), p)
+        attended = self.attn(self.ln_1(x), last)
+        if last is not None:
+            x = x[torch.arange(len(x), device=x.device), last][:, None]
+        x = x + dropout(attended, p)
         return x + dropout(self.mlp(self.ln_2(x)), p)
 
 
@@ -155,21 +175,25 @@ class GPT(nn.Module):
             float32 logits (B, num_classes), read at each sequence's last real token.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        tokens = tokens.masked_fill(
-            positions >= lengths[:, None], 0
-        )  # whatever stands in the padding is never looked up
-        x = self.trunk(tokens)  # (B, T, C)
-        x = x[torch.arange(len(x), device=x.device), lengths - 1]  # (B, C)
+        tokens = tokens.masked_fill(positions >= lengths[:, None], 0)  # whatever stands in the padding is never read
+        x = self.embed(tokens)  # (B, T, C)
+        for block in self.h[:-1]:
+            x = block(x)
+        x = self.h[-1](x, last=lengths - 1)  # (B, 1, C): of the last block nothing else is needed
         with torch.autocast(x.device.type, enabled=False):  # a few classes cost nothing in full precision
-            return self.head(self.ln_f(x.to(self.head.weight.dtype)))
+            return self.head(self.ln_f(x[:, 0].to(self.head.weight.dtype)))
 
-    def trunk(self, tokens: Tensor) -> Tensor:
-        """Return the last block's output, before the final LayerNorm: (B, T) int64 -> (B, T, C)."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the sum of token and position embeddings, with dropout: (B, T) int64 -> (B, T, C)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = dropout(self.wte(tokens) + self.wpe(positions), self.config.dropout if self.training else 0.0)
+        return dropout(self.wte(tokens) + self.wpe(positions), self.config.dropout if self.training else 0.0)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """Return the final LayerNorm's output at every position: (B, T) int64 -> (B, T, C)."""
+        x = self.embed(tokens)
         for block in self.h:
             x = block(x)
-        return x
+        return self.ln_f(x)
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups: weight decay on matrices and embeddings, none on biases and LayerNorms."""

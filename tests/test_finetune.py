@@ -197,6 +197,16 @@ def test_a_run_trains_evaluates_and_saves(workspace):
     assert evaluated.splitlines()[-1] == f"dev accuracy: {float(best['accuracy']):.3f}"
 
 
+def test_the_demo_beats_the_majority_class_beyond_chance(workspace):
+    succeed("finetune.py", REPO / "config" / "finetune_sample.py", cwd=workspace)
+    printed = succeed("evaluate.py", "--ckpt", "out-sample/best.pt", cwd=workspace)
+    accuracy, n = float(printed.splitlines()[-1].removeprefix("dev accuracy: ")), 240
+    # the lower end of the 95% interval of Wilson 1927
+    z = 1.96
+    centre, spread = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    assert (centre - spread) / (1 + z * z / n) > 0.5
+
+
 def test_max_steps_ends_early_and_still_evaluates_and_saves(workspace):
     succeed(*RUN, "--max_steps=3", cwd=workspace)
     rows = read_log(workspace / "out" / "log.csv")

@@ -25,7 +25,7 @@ def test_hidden_states_and_logits_are_those_of_transformers(tmp_path, size):
     tokens, lengths, mask = padded_batch(LENGTHS, theirs.config.vocab_size, theirs.config.pad_token_id)
     with torch.no_grad():
         their_states = theirs.transformer(tokens, attention_mask=mask).last_hidden_state
-        our_states = ours.ln_f(ours.trunk(tokens))
+        our_states = ours.hidden_states(tokens)
         torch.testing.assert_close(our_states[mask.bool()], their_states[mask.bool()], atol=1e-4, rtol=0)
         their_logits = theirs(tokens, attention_mask=mask).logits
         our_logits = ours(tokens, lengths)
@@ -92,7 +92,7 @@ def test_weights_load_in_every_form_that_transformers_writes(tmp_path, kind, for
     tokens = torch.randint(211, (2, 16))
     with torch.no_grad():
         expected = getattr(theirs, "transformer", theirs)(tokens).last_hidden_state
-        torch.testing.assert_close(ours.eval().ln_f(ours.trunk(tokens)), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours.eval().hidden_states(tokens), expected, atol=1e-4, rtol=0)
     assert ours.config == GPTConfig(5, 16, 211, 3, 4, 48, 0.1)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in ours.parameters())
 

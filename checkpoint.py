@@ -4,13 +4,13 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      task, label_names, folder, leading_space: what the model was trained on
+    data                      task, label_names, folder, leading_space, files: what the model was trained on
     settings                  the run's full configuration
-    progress                  step, epoch, step_in_epoch, seconds, best
+    progress                  step, epoch, best, seconds
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 
-import os
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,43 +18,34 @@ from typing import Any
 import torch
 
 from errors import UserError
+from files import written_whole
 from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
 FORMAT_VERSION = 1
-KEYS = {"config": dict, "model": dict, "data": dict, "settings": dict, "progress": dict}
+CONTENT = {  # the dicts that a checkpoint must have, and the types of what must be in them
+    "config": {},
+    "model": {},
+    "settings": {},
+    "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "files": dict},
+    "progress": {"step": int, "epoch": float, "seconds": float, "best": dict},
+}
 
 
 def save(path: Path, model: GPT, **parts: dict[str, Any]) -> None:
     """Write a checkpoint so that at any moment path holds the old one or the new one, whole.
 
     Args:
+        path: the file to write.
+        model: its configuration and weights go in.
         parts: data, settings, progress and, to be able to resume, optimizer and scaler.
 
     Raises:
         UserError: the disk is full, or path cannot be written.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": asdict(model.config)}
-    content |= {"model": model.state_dict(), **parts}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(f"cannot write {path}: {cause.strerror}; what was there before is untouched") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename, too, must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    with written_whole(path) as f:
+        torch.save(content | {"model": model.state_dict(), **parts}, f)
 
 
 def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
@@ -65,25 +56,72 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}" + (": it is a folder" if path.is_dir() else ""))
     try:
+        with zipfile.ZipFile(path) as archive:  # torch's format; torch itself does not look at the checksums
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            if not stored or archive.testzip() is not None:
+                raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
-    except Exception:  # torch.load raises whatever the broken bytes lead it into
+    except Exception:  # zipfile and torch.load raise whatever the broken bytes lead them into
         raise UserError(f"{path} is no whole checkpoint: truncated, damaged or of another program") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of finetune.py")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {content.get('format_version')}, and this program reads {FORMAT_VERSION}"
-        )
-    if not all(isinstance(content.get(key), kind) for key, kind in KEYS.items()):
-        raise UserError(f"{path} is incomplete: it needs {', '.join(KEYS)}")
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}")
+    for part, types in CONTENT.items():
+        for key, kind in types.items() or [(None, dict)]:
+            value = content.get(part)
+            value = value if key is None else value.get(key) if isinstance(value, dict) else None
+            if not isinstance(value, kind):
+                raise UserError(f"{path} is damaged or incomplete: {part}{f'.{key}' if key else ''}")
     try:
-        with torch.device("meta"):
-            model = GPT(GPTConfig(**content["config"]))
-        model.load_state_dict({name: tensor.clone() for name, tensor in content["model"].items()}, assign=True)
+        model = _model(content["config"], content["model"])
     except (TypeError, ValueError, AttributeError, RuntimeError, UserError):
         raise UserError(f"{path} is damaged: its weights do not fit its configuration") from None
+    names, best = content["data"]["label_names"], content["progress"]["best"]
+    if len(names) != model.config.num_classes or not all(
+        isinstance(name, str) and name.isprintable() for name in names
+    ):
+        raise UserError(f"{path} is damaged: its class names do not fit its configuration")
+    if not all(type(best.get(key)) in (int, float) for key in ("step", "epoch", "accuracy", "loss")):
+        raise UserError(f"{path} is damaged or incomplete: progress.best")
     return model, content
+
+
+def _model(config: dict[str, Any], weights: dict[str, Any]) -> GPT:
+    """Return the model, or raise whatever does not fit."""
+    with torch.device("meta"):  # shapes only
+        model = GPT(GPTConfig(**config))
+    for tensor in weights.values():
+        if tensor.dtype != torch.float32 or tensor.layout != torch.strided or not tensor.isfinite().all():
+            raise ValueError
+    # copies, since the file is only mapped
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    return model
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any, path: Path) -> None:
+    """Put a checkpoint's moments into AdamW; its settings are the run's own.
+
+    Raises:
+        UserError: the state does not belong to these parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        state = saved["state"]
+        if sorted(state) != list(range(len(parameters))):
+            raise ValueError
+        for number, parameter in enumerate(parameters):
+            for key in ("exp_avg", "exp_avg_sq"):  # the fused AdamW trusts their shapes
+                moment = state[number][key]
+                if moment.shape != parameter.shape or moment.dtype != parameter.dtype or not moment.isfinite().all():
+                    raise ValueError
+            if state[number]["step"].shape != ():
+                raise ValueError
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise UserError(f"{path} is damaged: its optimizer state does not fit its weights") from None

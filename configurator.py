@@ -63,10 +63,12 @@ def _read_argument(argument: str, defaults: dict[str, Any]) -> list[tuple[str, A
 
 def _read_config_file(path: str) -> list[tuple[str, Any, str]]:
     try:
-        with open(path, encoding="utf-8") as f:
+        if not os.path.isfile(path):
+            raise UserError(
+                f"config file {path!r} {'is no regular file' if os.path.exists(path) else 'does not exist'}"
+            )
+        with open(path, encoding="utf-8-sig") as f:
             source = f.read()
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
     except (OSError, ValueError) as error:  # not UTF-8, or a name with a NUL byte
         raise UserError(f"config file {path} cannot be read: {error}") from None
     return _assignments(source, path, only_settings=False)
@@ -115,6 +117,8 @@ def _checked(name: str, value: Any, where: str, defaults: dict[str, Any], rules:
             f"{where}: {name} must be of type {expected.__name__}, not {type(value).__name__} {_short(value)}"
         )
     holds, words = rules.get(name, (lambda _: True, ""))
+    if expected is int and abs(value) >= 2**53:
+        holds, words = (lambda _: False), "below 2**53"
     if expected is float and not math.isfinite(value):
         holds, words = (lambda _: False), "a finite number"
     if not holds(value):

@@ -12,7 +12,6 @@ Numbers are little-endian.
 """
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -28,11 +27,12 @@ from tqdm import tqdm
 
 import tokenizer
 from errors import UserError
+from files import file_sha256, refuse_irregular
 
 FORMAT_VERSION = 1
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 MAX_LINE = 1 << 20  # bytes; a longer line is no TSV, and reading it whole would cost its size in memory
-CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized at once: enough to keep all cores busy, little memory
+CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
 MICRO_BATCH_COST = 128  # tokens that could be computed in the time that one more micro-batch takes
 FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
 
@@ -65,6 +65,9 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
     Raises:
         UserError: a file is missing or not in the format; names the file and the line.
     """
+    for path in files.values():
+        if not path.is_file():
+            raise UserError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
     folder.mkdir(parents=True, exist_ok=True)
     meta = {
         "format_version": FORMAT_VERSION,
@@ -82,6 +85,8 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
             meta["splits"][split], share = _write_split(path, split, len(label_names), encoding, staging, block_size)
             _print_row(split, meta["splits"][split], share)
         (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in staging.iterdir():
+            refuse_irregular(folder / path.name)
         # meta.json goes last: until then, the checksums of the old one refuse the new files
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
             os.replace(path, folder / path.name)
@@ -129,7 +134,12 @@ def read_tsv(path: Path, num_classes: int, labelled: bool) -> Iterator[Row]:
                 yield Row(start, row[id_column], row[sentence_column], label)
             start = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {start}: not tab-separated values: {error} (an unclosed quote?)") from None
+        problem = str(error)
+        if "field limit" in problem:
+            problem = f"a field of over {csv.field_size_limit():,} characters (an unclosed quote?)"
+        elif "universal-newline" in problem:
+            problem = "a carriage return inside a field without quotes"
+        raise UserError(f"{path}, line {start}: not tab-separated values: {problem}") from None
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -170,8 +180,6 @@ def _write_split(
     path: Path, split: str, num_classes: int, encoding: Any, folder: Path, block_size: int
 ) -> tuple[dict[str, Any], float]:
     """Write one split's files into folder; return its part of meta.json and its share of examples over block_size."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
     labelled = split in ("train", "dev")
     length_counts = np.zeros(0, dtype=np.int64)  # how many examples have 0, 1, 2, ... tokens
     label_counts = np.zeros(num_classes, dtype=np.int64)
@@ -183,7 +191,8 @@ def _write_split(
         offset_file.write(np.zeros(1, dtype="<i8").tobytes())
         rows = read_tsv(path, num_classes, labelled)
         while chunk := _take_chunk(rows):
-            encoded = encoding.encode_ordinary_batch([row.sentence for row in chunk], num_threads=os.cpu_count() or 1)
+            # one by one: encode_ordinary_batch spends more on handing over a short text than on encoding it
+            encoded = [encoding.encode_ordinary(row.sentence) for row in chunk]
             lengths = np.array([len(sequence) for sequence in encoded], dtype="<i8")
             token_file.write(np.array([token for sequence in encoded for token in sequence], dtype="<u2").tobytes())
             offset_file.write((tokens + np.cumsum(lengths)).tobytes())
@@ -236,15 +245,6 @@ def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
     print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # -----------------------------------------------------------------------------
 # data/<task>/ -> micro-batches
 
@@ -268,7 +268,11 @@ class Split:
 
     def ids(self) -> list[str]:
         """Return the examples' ids."""
-        return (self.folder / f"{self.name}.ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        path = self.folder / f"{self.name}.ids.txt"
+        ids = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
+        if len(ids) != len(self):
+            raise UserError(f"{path} does not fit meta.json: prepare the folder again")
+        return ids
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
             isinstance(meta["task"], str)
             and isinstance(meta["label_names"], list)
             and len(meta["label_names"]) >= 2
-            and all(isinstance(name, str) for name in meta["label_names"])
+            and all(isinstance(name, str) and name.isprintable() for name in meta["label_names"])
             and meta["tokenizer"] == {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
             and all(_is_split_meta(split, name) for name, split in meta["splits"].items())
         )
@@ -304,6 +308,8 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def _is_split_meta(split: dict[str, Any], name: str) -> bool:
+    if split["label_counts"] is None and name in ("train", "dev") or type(split["leading_space"]) is not bool:
+        return False
     labels = [] if split["label_counts"] is None else [f"{name}.labels.bin"]
     names = [f"{name}.bin", f"{name}.offsets.bin", *labels, f"{name}.ids.txt"]
     counts = [split["examples"], split["tokens"]]
@@ -319,25 +325,26 @@ def load_split(folder: str | Path, split: str) -> Split:
     folder = Path(folder)
     meta = load_meta(folder)
     if split not in meta["splits"]:
-        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits'])}")
+        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits']) or 'an empty meta.json'}")
     part = meta["splits"][split]
     for name, sha256 in part["files"].items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
             state = "does not fit meta.json" if (folder / name).is_file() else "is missing"
             raise UserError(f"{folder / name} {state}: run `python prepare_{folder.name}.py` again")
-    arrays = {
-        field: np.memmap(folder / f"{split}{field}.bin", dtype=dtype, mode="r")
-        for field, dtype in FIELDS.items()
-        if f"{split}{field}.bin" in part["files"]
-    }
+    sizes = {"": part["tokens"], ".offsets": part["examples"] + 1, ".labels": part["examples"]}
+    arrays = {}
+    for field, dtype in FIELDS.items():
+        path = folder / f"{split}{field}.bin"
+        if path.name in part["files"]:
+            if path.stat().st_size != sizes[field] * np.dtype(dtype).itemsize:
+                raise UserError(f"{path} does not fit meta.json: run `python prepare_{folder.name}.py` again")
+            arrays[field] = np.memmap(path, dtype=dtype, mode="r")
     tokens, offsets, labels = arrays[""], arrays[".offsets"], arrays.get(".labels")
     fits = (
-        len(offsets) == part["examples"] + 1
-        and offsets[0] == 0
-        and offsets[-1] == len(tokens) == part["tokens"]
+        offsets[0] == 0
+        and offsets[-1] == len(tokens)
         and np.diff(offsets).min() > 0
         and tokens.max() < tokenizer.VOCAB_SIZE
-        and (labels is None or len(labels) == part["examples"])
         and (labels is None or (labels.min() >= 0 and labels.max() < len(meta["label_names"])))
     )
     if not fits:

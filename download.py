@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset import file_sha256
 from errors import UserError
+from files import file_sha256, refuse_irregular
 
 TIMEOUT = 30  # seconds without an answer from the server
 
@@ -44,6 +44,7 @@ def find_files(files: dict[str, tuple[str, str]], source: str | None, folder: Pa
 
 def _download(url: str, path: Path, sha256: str, wanted: list[str]) -> None:
     """Download url to path, in place only when whole and of the right sha256."""
+    refuse_irregular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

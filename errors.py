@@ -1,11 +1,14 @@
 """Errors for the person: one line on stderr and exit status 1, a traceback only for our own bugs."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
+# how torch words it, on a CPU and on a GPU
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
 
 
 class UserError(Exception):
@@ -21,6 +24,7 @@ def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
 
     Exit status: 1 for a UserError, an OSError (disk full, no permission) or exhausted memory; 130 for Ctrl-C.
     """
+    prepare_streams()
     try:
         result = main()
         sys.stdout.flush()
@@ -32,15 +36,38 @@ def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
         sys.exit(1)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except MemoryError:
-        fail("out of memory: use a smaller batch_size, block_size or model")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+            fail("out of memory: use a smaller batch_size, block_size or model")
+        raise
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells have it
 
 
+def prepare_streams() -> None:
+    """Give closed standard streams a place to go, and let no character stop the output."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr, control characters made visible, and exit with status 1."""
-    line = " ".join(message.split())
-    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    """Print one line on stderr and exit with status 1."""
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """Return text with control characters made visible, which else could rewrite the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser that shows a script's docstring as it stands and fails like everything else here."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(f"{message} (--help shows the options)")
+    return parser

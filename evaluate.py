@@ -8,10 +8,9 @@ python evaluate.py --ckpt out/best.pt --text - < reviews.txt     (one a line; bl
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,20 @@ import device
 import errors
 from dataset import Split, collate, cut_into_micro_batches, load_meta, load_split
 from errors import UserError
+from files import refuse_irregular, written_whole
 from model import GPT
-from tokenizer import load_tokenizer
+from tokenizer import VOCAB_SIZE, load_tokenizer
 
+MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.predictions and arguments.text:
-        raise UserError("--predictions is for a prepared split; with --text redirect the output instead")
-    if arguments.predictions and arguments.predictions.exists() and not arguments.overwrite:
-        raise UserError(f"{arguments.predictions} exists already: name another file, or add --overwrite")
+    check_predictions_path(arguments)
     model, saved = checkpoint.load(arguments.ckpt)
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise UserError(f"{arguments.ckpt} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
     where, why_device = device.choose_device(arguments.device)
     dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
     model.to(where)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.argument_parser(__doc__)
     parser.add_argument("--ckpt", default="out/best.pt", help="checkpoint of finetune.py (default: %(default)s)")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
     parser.add_argument("--split", default="dev", help="train, dev or test (default: %(default)s)")
@@ -71,6 +71,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=device.DEVICES, default="auto", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto", help="default: %(default)s")
     return parser.parse_args()
+
+
+def check_predictions_path(arguments: argparse.Namespace) -> None:
+    """Raise a UserError, before any work is done, where --predictions could not or should not be written."""
+    path = arguments.predictions
+    if path is None:
+        return
+    if arguments.text is not None:
+        raise UserError("--predictions is for a prepared split; with --text redirect the output instead")
+    if not path.name or not path.parent.is_dir():
+        raise UserError(f"--predictions {path}: its folder does not exist")
+    refuse_irregular(path)
+    if path.exists() and (not arguments.overwrite or path.samefile(arguments.ckpt)):
+        raise UserError(f"{path} exists already: name another file, or add --overwrite (never the checkpoint itself)")
 
 
 def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
@@ -85,7 +99,11 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
 
 @torch.inference_mode()
 def predict(model: GPT, split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the model's logits for a whole split, in its order: float32 (examples, num_classes) on the CPU."""
+    """Return the model's logits for a whole split, in its order: float32 (examples, num_classes) on the CPU.
+
+    Raises:
+        UserError: some are not finite.
+    """
     model.eval()
     block_size = model.config.block_size
     logits = torch.empty(len(split), model.config.num_classes)
@@ -93,6 +111,8 @@ def predict(model: GPT, split: Split, where: torch.device, dtype: torch.dtype) -
         tokens, lengths = (torch.from_numpy(array).to(where) for array in collate(split, indices, block_size))
         with device.autocast(where, dtype):
             logits[indices] = model(tokens, lengths).cpu()
+    if not logits.isfinite().all():
+        raise UserError("the model's outputs are not finite numbers: its weights are beyond use")
     return logits
 
 
@@ -139,27 +159,24 @@ def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
     """Write a CSV row for every example, in place only when whole; the label is empty where there is none."""
-    temporary = path.with_name(path.name + ".tmp")
     labels = [""] * len(split) if split.labels is None else split.labels.tolist()
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as f:
-            writer = csv.writer(f, lineterminator="\n")
-            writer.writerow(["id", "label", "prediction", *(f"p{c}" for c in range(probabilities.shape[1]))])
-            for id, label, row in zip(split.ids(), labels, probabilities, strict=True):
-                writer.writerow([id, label, row.argmax(), *(f"{p:.6f}" for p in row)])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, "w") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(["id", "label", "prediction", *(f"p{c}" for c in range(probabilities.shape[1]))])
+        for id, label, row in zip(split.ids(), labels, probabilities, strict=True):
+            writer.writerow([id, label, row.argmax(), *(f"{p:.6f}" for p in row)])
 
 
 def read_lines(text: str) -> Iterator[str]:
     """Yield the lines to classify, without blank ones: those of the text, or of standard input where it is "-"."""
-    lines = sys.stdin.buffer if text == "-" else text.encode("utf-8", "replace").splitlines()
+    lines = sys.stdin.buffer if text == "-" else text.encode("utf-8", "surrogateescape").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            decoded = line.decode("utf-8").strip("\r\n")
+            decoded = line.decode("utf-8").strip("\r\n\ufeff")
         except UnicodeDecodeError:
-            raise UserError(f"standard input, line {number}: not valid UTF-8") from None
+            raise UserError(f"line {number} of the text: not valid UTF-8") from None
+        if len(decoded) > MAX_CHARACTERS:
+            raise UserError(f"line {number} of the text: over {MAX_CHARACTERS:,} characters")
         if decoded.strip():
             yield decoded
 
@@ -171,11 +188,12 @@ def classify_lines(
     encoding, names = load_tokenizer(), data["label_names"]
     widths = [max(len(name), 5) + 2 for name in names]
     first = max(len("prediction"), *map(len, names))
-    print(
-        "prediction".ljust(first)
-        + "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-        + "  text"
-    )
+    first_line = next(lines, None)
+    if first_line is None:
+        raise UserError("there is no text to classify")
+    lines = chain([first_line], lines)
+    header = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
+    print("prediction".ljust(first) + header + "  text")
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(lines, 1 if sys.stdin.isatty() else 256)):
         # a leading space changes the first token: give it to texts where all training sentences have it
@@ -185,7 +203,7 @@ def classify_lines(
         split = Split("text", Path(), np.concatenate(sequences), offsets, None)
         for line, row in zip(chunk, predict(model, split, where, dtype).softmax(-1), strict=True):
             probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))
-            print(names[row.argmax()].ljust(first) + probabilities + "  " + line, flush=True)
+            print(names[row.argmax()].ljust(first) + probabilities + "  " + errors.printable(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes w
 POSITIVE = (lambda value: value > 0, "above 0")
 NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-NOT_EMPTY = (lambda value: value != "", "a name")
+NAME = (lambda value: value != "" and value.isprintable(), "a name")
 
 
 def one_of(*names: str) -> tuple:
@@ -53,7 +53,7 @@ def one_of(*names: str) -> tuple:
 
 
 RULES = {
-    **dict.fromkeys(["data_dir", "out_dir", "init_from"], NOT_EMPTY),
+    **dict.fromkeys(["data_dir", "out_dir", "init_from"], NAME),
     **dict.fromkeys(["block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size"], POSITIVE),
     **dict.fromkeys(["gradient_accumulation_steps", "learning_rate"], POSITIVE),
     **dict.fromkeys(["max_steps", "warmup_steps", "min_lr", "weight_decay", "grad_clip", "seed"], NOT_NEGATIVE),
@@ -69,6 +69,7 @@ settings = errors.run(lambda: load_settings(__file__, sys.argv[1:], RULES)) if _
 import csv
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,9 @@ from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_me
 from device import autocast, choose_device, choose_dtype, keep_freed_memory
 from errors import UserError
 from evaluate import loss_and_accuracy, predict
+from files import written_whole
 from model import GPT, GPTConfig
+from tokenizer import VOCAB_SIZE
 
 LOG_COLUMNS = ["step", "epoch", "split", "loss", "accuracy"]
 LOG_COLUMNS += ["learning_rate", "grad_norm", "examples_per_second", "seconds"]
@@ -114,16 +117,24 @@ def main() -> None:
         model, saved = load_resumable(out / "last.pt", facts)
     else:
         refuse_to_replace_a_run(out)
+        out.mkdir(parents=True, exist_ok=True)
         model = new_model(len(meta["label_names"]))
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise UserError(
+            f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
+        )
     model.to(where)
     betas = (settings.beta1, settings.beta2)
     optimizer = torch.optim.AdamW(model.optimizer_groups(settings.weight_decay), betas=betas, fused=True)
     scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
     step, best, seconds_before = 0, {}, 0.0
     if saved:
-        optimizer.load_state_dict(saved["optimizer"])
+        checkpoint.load_optimizer_state(optimizer, saved["optimizer"], out / "last.pt")
         scaler.load_state_dict(saved["scaler"])
         step, best, seconds_before = (saved["progress"][key] for key in ("step", "best", "seconds"))
+        if not (out / "best.pt").is_file():
+            print(f"note: {out / 'best.pt'} is gone; the best of what follows will take its place")
+            best = {}
     print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, init_from {settings.init_from}")
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
 
@@ -131,7 +142,11 @@ def main() -> None:
     steps_per_epoch = math.ceil(len(train) / step_size)  # the last may be smaller
     all_steps = settings.epochs * steps_per_epoch
     last_step = min(all_steps, settings.max_steps or all_steps)
-    log = start_log(out, step)
+    if step >= last_step:
+        raise UserError(
+            f"{out / 'last.pt'} is at step {step} of {last_step} already: raise epochs or max_steps to go on"
+        )
+    log = None
     started = time.monotonic() - seconds_before
     line_due = 0.0  # when to print the next plain line
     total, done = (s // steps_per_epoch * len(train) + s % steps_per_epoch * step_size for s in (last_step, step))
@@ -149,6 +164,8 @@ def main() -> None:
         step += 1
 
         now = time.monotonic()
+        # not sooner: a run that fails before its first step has changed nothing
+        log = log or start_log(out, step - 1)
         row = {"step": step, "epoch": step / steps_per_epoch, "seconds": now - started}
         speed = len(indices) / (now - step_started)
         write_log(log, **row, split="train", loss=loss, learning_rate=rate, grad_norm=norm, examples_per_second=speed)
@@ -283,7 +300,7 @@ def new_model(num_classes: int) -> GPT:
 
 def refuse_to_replace_a_run(out: Path) -> None:
     """Raise a UserError where out_dir holds another run, unless overwrite is set."""
-    found = [name for name in ("best.pt", "last.pt", "log.csv") if (out / name).exists()]
+    found = [name for name in ("best.pt", "last.pt") if (out / name).exists()]
     if found and not settings.overwrite:
         raise UserError(
             f"{out} holds another run ({', '.join(found)}): go on with it by --init_from=resume, "
@@ -300,7 +317,7 @@ def load_resumable(path: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, An
     model, saved = checkpoint.load(path)
     if "optimizer" not in saved or "scaler" not in saved:
         raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
-    if saved["data"] != facts:
+    if saved["data"]["files"] != facts["files"]:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
     free = FREE_ON_RESUME - ({"epochs"} if settings.lr_schedule == "cosine" else set())
     changed = [
@@ -325,23 +342,16 @@ def data_facts(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def start_log(out: Path, step: int) -> TextIO:
-    """Return log.csv opened for appending: of a resumed run without what came after step, else new.
-
-    A new run also takes another run's checkpoints away; refuse_to_replace_a_run has asked for leave.
-    """
-    out.mkdir(parents=True, exist_ok=True)
+    """Return log.csv opened for appending: new, or with the rows of a resumed run up to the step it goes on from."""
     path = out / "log.csv"
-    rows = [LOG_COLUMNS]
-    if step:
-        with open(path, encoding="utf-8", newline="") as f:
-            rows += [row for row in list(csv.reader(f))[1:] if len(row) == len(LOG_COLUMNS) and int(row[0]) <= step]
-    else:
-        for name in ("best.pt", "last.pt"):
-            (out / name).unlink(missing_ok=True)
-    temporary = path.with_name("log.csv.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as f:
-        csv.writer(f, lineterminator="\n").writerows(rows)
-    os.replace(temporary, path)
+    rows = []
+    if step and path.is_file():
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        # a killed run may have left half a line, and rows of steps that are now taken again
+        whole = [line for line in lines if re.match(r"[0-9]{1,15},", line) and line.count(",") == len(LOG_COLUMNS) - 1]
+        rows = [line for line in whole if int(line.partition(",")[0]) <= step]
+    with written_whole(path, "w") as f:
+        f.writelines(line + "\n" for line in [",".join(LOG_COLUMNS), *rows])
     return open(path, "a", encoding="utf-8", newline="")
 
 

@@ -33,6 +33,19 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what is no model, or none that a machine could hold, before anything is allocated."""
+        largest = {"num_classes": 2**15, "block_size": 2**20, "vocab_size": 2**24}
+        largest |= {"n_layer": 1000, "n_head": 1000, "n_embd": 2**16}
+        for name, most in largest.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value <= most:
+                raise UserError(f"{name} must be a whole number from 1 to {most}, not {value!r:.60}")
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if not isinstance(self.dropout, float) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r:.60}")
+
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p).
@@ -138,14 +151,8 @@ class GPT(nn.Module):
     """GPT-2's trunk and a linear classification head on the last real token."""
 
     def __init__(self, config: GPTConfig) -> None:
-        """Make a model with random weights, initialised as GPT-2's were.
-
-        Raises:
-            UserError: n_embd is not a multiple of n_head.
-        """
+        """Make a model with random weights, initialised as GPT-2's were."""
         super().__init__()
-        if config.n_embd % config.n_head:
-            raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -260,7 +267,7 @@ def _find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
         "pytorch_model.bin",
         "pytorch_model-*-of-*.bin",
     ):
-        if found := sorted(folder.glob(pattern)):
+        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
             return folder / "config.json", found
     raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
 
@@ -299,9 +306,8 @@ def _read_config(path: Path, num_classes: int, dropout: float, block_size: int |
             n_embd=theirs.get("n_embd", 768),
             dropout=dropout,
         )
-        sizes = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path} is no model configuration of transformers") from None
     allowed = {
@@ -331,14 +337,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file: {error}") from None
     except MemoryError:
         raise
     except Exception:  # torch.load raises whatever the broken bytes lead it into
         raise UserError(f"{path} is no whole torch file of plain tensors") from None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{path} does not hold tensors by name")
     return weights
 
@@ -366,11 +372,16 @@ def _fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[st
             continue
         is_transposed = name.startswith("h.") and len(shape) == 2  # transformers keeps these as (in, out)
         expected = shape[::-1] if is_transposed else shape
-        if name == "wpe.weight":
+        if name == "wpe.weight" and isinstance(tensor, Tensor):
             tensor = tensor[: shape[0]]
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+            problems.append(f"{their_name} is no tensor of floating-point numbers")
+            continue
         if tuple(tensor.shape) != expected:
             problems.append(f"{their_name} has shape {tuple(tensor.shape)}, not {expected}")
             continue
+        if not tensor.isfinite().all():
+            problems.append(f"{their_name} holds numbers that are not finite")
         tensor = tensor.t() if is_transposed else tensor
         fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     problems += [f"{name} is unknown" for name in theirs]

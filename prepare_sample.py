@@ -5,7 +5,6 @@ python prepare_sample.py
 This is also the pattern for data of your own: TSV files with the columns id, sentence and sentiment (0, 1, 2, ...).
 """
 
-import argparse
 from pathlib import Path
 
 import errors
@@ -17,8 +16,7 @@ FOLDER = Path("data/sample")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    errors.argument_parser(__doc__).parse_args()
     files = {"train": FOLDER / "train.tsv", "dev": FOLDER / "dev.tsv"}
     prepare("sample", files, LABEL_NAMES, BLOCK_SIZE, FOLDER)
 

@@ -4,7 +4,6 @@ python prepare_sst.py                # downloads the course's files, unless they
 python prepare_sst.py --source DIR   # takes them from DIR
 """
 
-import argparse
 from pathlib import Path
 
 import errors
@@ -23,7 +22,7 @@ FOLDER = Path("data/sst")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.argument_parser(__doc__)
     parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
     source = parser.parse_args().source
     prepare("sst", find_files(FILES, source, FOLDER, URL), LABEL_NAMES, BLOCK_SIZE, FOLDER)

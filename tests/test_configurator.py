@@ -87,7 +87,7 @@ def test_bad_config_lines_are_refused_with_their_place(load, config, message):
         ("-steps=3", "write settings as --key=value"),
         ("--steps=many", "--steps: steps must be of type int, not str 'many'"),
         ("--steps=-1", "--steps: steps must be above 0, not -1"),
-        ("nowhere.py", "config file nowhere.py does not exist"),
+        ("nowhere.py", "config file 'nowhere.py' does not exist"),
     ],
 )
 def test_bad_arguments_are_refused(load, argument, message):

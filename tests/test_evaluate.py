@@ -1,6 +1,8 @@
 """evaluate.py: its figures against scikit-learn and against one example at a time; text in, classes out."""
 
 import csv
+import math
+import os
 import shutil
 
 import numpy as np
@@ -10,7 +12,7 @@ from conftest import REPO, random_split, refuse, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import checkpoint
-from evaluate import loss_and_accuracy, predict
+from evaluate import classify_lines, loss_and_accuracy, predict
 from model import GPT, GPTConfig
 
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
@@ -78,6 +80,28 @@ def test_predictions_are_not_overwritten_unless_asked(place):
     assert (place / "p.csv").read_text().startswith("id,label,prediction,p0,p1\n")
 
 
+def test_predictions_go_to_regular_files_only(place):
+    os.mkfifo(place / "pipe")
+    (place / "p.csv.tmp").write_text("precious")
+    words = ["evaluate.py", "--overwrite", "--predictions"]
+    assert "no regular file" in refuse(*words, "pipe", cwd=place)
+    assert "no regular file" in refuse(*words, "data", cwd=place)
+    assert "its folder does not exist" in refuse(*words, "nowhere/p.csv", cwd=place)
+    assert "never the checkpoint itself" in refuse(*words, "out/best.pt", cwd=place)
+    succeed(*words, "p.csv", cwd=place)
+    assert (place / "p.csv.tmp").read_text() == "precious"
+
+
+def test_odd_text_is_classified_or_refused(place):
+    words = ["evaluate.py", "--text"]
+    assert "no text to classify" in refuse(*words, "-", cwd=place)
+    assert "over 131,072 characters" in refuse(*words, "-", cwd=place, stdin="a" + " " * 200_000 + "b")
+    succeed(*words, "-", cwd=place, stdin="a" + " " * 131_000 + "b")
+    printed = succeed(*words, "日 \x1b[2J", cwd=place, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert r"\u65e5 \x1b[2J" in printed
+    assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place)
+
+
 def test_a_split_without_labels_gets_predictions_and_no_accuracy(place):
     for name in ("train", "dev"):
         shutil.copy(place / "data" / "sample" / f"{name}.tsv", place / f"{name}.tsv")
@@ -108,18 +132,19 @@ def test_text_is_classified_line_by_line(place):
     assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS) == from_argument
     assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS.replace("\n", "\r\n")) == from_argument
     message = refuse("evaluate.py", "--text", "-", cwd=place, stdin=b"fine\n\xff\xfe\n")
-    assert "standard input, line 2: not valid UTF-8" in message
+    assert "line 2 of the text: not valid UTF-8" in message
 
 
-def test_text_gets_the_leading_space_of_the_training_data(place):
-    without = succeed("evaluate.py", "--text", "A mess.", cwd=place).splitlines()[1]
+def test_text_gets_the_leading_space_of_the_training_data(place, capsys):
     model, saved = checkpoint.load(place / "out" / "best.pt")
-    saved["data"]["leading_space"] = True
-    parts = {key: saved[key] for key in ("data", "settings", "progress")}
-    checkpoint.save(place / "out" / "spaced.pt", model, **parts)
-    words = ["evaluate.py", "--ckpt=out/spaced.pt", "--text"]
-    assert succeed(*words, "A mess.", cwd=place).split()[:3] == succeed(*words, " A mess.", cwd=place).split()[:3]
-    assert succeed(*words, "A mess.", cwd=place).splitlines()[1] != without
+
+    def classify(text: str, leading_space: bool) -> list[str]:
+        data = saved["data"] | {"leading_space": leading_space}
+        classify_lines(model, data, iter([text]), torch.device("cpu"), torch.float32)
+        return capsys.readouterr().out.splitlines()[1].split()[:3]
+
+    assert classify("A mess.", True) == classify(" A mess.", True) == classify(" A mess.", False)
+    assert classify("A mess.", True) != classify("A mess.", False)
 
 
 def spoil_task(place):
@@ -141,6 +166,26 @@ def spoil_pickle(place):
     torch.save({"format": "gpt2-classifier", "trap": Trap()}, place / "out" / "best.pt")
 
 
+def change(part, **values):
+    """Save best.pt again with some values of a part changed."""
+
+    def spoil(place):
+        content = torch.load(place / "out" / "best.pt", weights_only=True)
+        content[part] = content[part] | values
+        torch.save(content, place / "out" / "best.pt")
+
+    return spoil
+
+
+def flip_a_weight(place):
+    content = bytearray((place / "out" / "best.pt").read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (place / "out" / "best.pt").write_bytes(content)
+
+
+DAMAGED = "out/best.pt is damaged"
+
+
 def write(content):
     return lambda place: torch.save(content, place / "out" / "best.pt")
 
@@ -154,10 +199,25 @@ def write(content):
         (spoil_pickle, "no whole checkpoint"),
         (spoil_weights, "its weights do not fit its configuration"),
         (spoil_task, "was trained on 'sample' (negative, positive), but data/sample holds 'other'"),
+        (flip_a_weight, "no whole checkpoint"),
+        (change("model", **{"head.bias": torch.tensor([math.nan, 0])}), DAMAGED),
+        (change("model", **{"head.bias": torch.zeros(2, dtype=torch.float64)}), DAMAGED),
+        (change("model", **{"head.bias": "no tensor"}), DAMAGED),
+        (change("config", n_layer=3_000_000), DAMAGED),
+        (change("config", n_head=0), DAMAGED),
+        (change("config", dropout="x"), DAMAGED),
+        (change("config", surprise=1), DAMAGED),
+        (change("data", label_names=["one"]), DAMAGED),
+        (change("data", label_names=["a", "\x1b[2J"]), DAMAGED),
+        (change("data", leading_space=None), DAMAGED),
+        (change("data", folder=3), DAMAGED),
+        (change("progress", step="3"), DAMAGED),
+        (change("progress", best={}), DAMAGED),
+        (write({"format": "gpt2-classifier", "format_version": torch.tensor([1, 2])}), "has format version"),
         (write([1, 2]), "no checkpoint of finetune.py"),
         (write({"model": {}}), "no checkpoint of finetune.py"),
         (write({"format": "gpt2-classifier", "format_version": 7}), "has format version 7"),
-        (write({"format": "gpt2-classifier", "format_version": 1}), "is incomplete"),
+        (write({"format": "gpt2-classifier", "format_version": 1}), "damaged or incomplete"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(place, spoil, message):

@@ -256,7 +256,7 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     before = {path.name: path.read_bytes() for path in (workspace / "out").iterdir()}
     assert before.keys() == {"best.pt", "last.pt", "log.csv"}
     message = refuse(*RUN, "--max_steps=2", cwd=workspace)
-    assert "out holds another run (best.pt, last.pt, log.csv)" in message
+    assert "out holds another run (best.pt, last.pt)" in message
     # a run that fails before its first step takes nothing away, even with leave to
     assert "no directory" in refuse(*RUN, "--overwrite=True", "--init_from=nowhere", cwd=workspace)
     assert {path.name: path.read_bytes() for path in (workspace / "out").iterdir()} == before
@@ -267,6 +267,10 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--n_layer=2000000"], "n_layer must be a whole number from 1 to 1000, not 2000000"),
+        (["--seed=99999999999999999999"], "seed must be below 2**53"),
+        (["--learning_rate=1e300", "--max_steps=1"], "outputs are not finite"),
+        (["--learning_rate=1e300"], "the step was not taken"),
         (["--n_head=3"], "n_embd (16) must be a multiple of n_head (3)"),
         (["--init_from=nowhere"], "'nowhere' is no directory"),
         (["--device=cuda"], "device=cuda cannot be used"),
@@ -300,7 +304,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(workspace):
         done.returncode == 1 and done.stderr.startswith("error: cannot write out/") and done.stderr.count("\n") == 1
     ), done.stderr
     assert {name: (workspace / "out" / name).read_bytes() for name in before} == before
-    assert not list((workspace / "out").glob("*.tmp"))
+    assert not list((workspace / "out").glob(".*"))
+    succeed(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
@@ -313,6 +318,61 @@ def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors and "--init_from=resume" in errors
     assert checkpoint.load(workspace / "out" / "last.pt")
+
+
+@pytest.mark.parametrize("spelling", ["./data/sample", "data/sample/"])
+def test_resuming_takes_the_same_data_under_another_spelling(workspace, spelling):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    succeed(*RUN, "--max_steps=2", "--init_from=resume", f"--data_dir={spelling}", cwd=workspace)
+
+
+def test_a_crafted_optimizer_state_is_refused(workspace):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    path = workspace / "out" / "last.pt"
+    model, saved = checkpoint.load(path)
+    parts = {key: saved[key] for key in ("data", "settings", "progress", "optimizer", "scaler")}
+
+    def refused(message: str) -> None:
+        checkpoint.save(path, model, **parts)
+        assert message in refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
+
+    refused_state = "its optimizer state does not fit its weights"
+    state = parts["optimizer"]["state"]
+    parts["optimizer"] = {"state": {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}}}
+    refused(refused_state)  # the fused AdamW would read beyond its end
+    parts["optimizer"] = {"state": {}}
+    refused(refused_state)
+    parts["optimizer"] = "nothing"
+    refused(refused_state)
+
+
+def test_a_spoilt_log_is_repaired_on_resume(workspace):
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    log = workspace / "out" / "log.csv"
+    before = log.read_text()
+    log.write_bytes(before.encode() + b"abc,def\n\xff\xfe\n99,1.0,train,0.5,,,,,\n3,0.4,tr")
+    succeed(*RUN, "--init_from=resume", "--max_steps=3", cwd=workspace)
+    assert log.read_text().startswith(before)
+    assert [row["step"] for row in read_log(log)] == ["1", "2", "2", "3", "3"]
+
+
+def test_a_run_that_is_done_says_so(workspace):
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    message = refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
+    assert "out/last.pt is at step 2 of 2 already" in message
+
+
+def test_exhausted_memory_is_one_line(tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(REPO)!r}); import errors, torch; errors.run(lambda: torch.empty(2**50))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1
+
+
+def test_closed_streams_are_no_obstacle(workspace):
+    words = [sys.executable, str(REPO / RUN[0]), *RUN[1:], "--max_steps=1"]
+    assert subprocess.run(["bash", "-c", f"{shlex.join(words)} <&- >&- 2>&-"], cwd=workspace).returncode == 0
 
 
 def test_the_progress_is_told_in_plain_lines_without_a_terminal(workspace):

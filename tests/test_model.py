@@ -1,6 +1,7 @@
 """Parity with transformers: the same weights on disk give the same outputs and the same gradients."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -129,6 +130,32 @@ def test_misfitting_weights_are_named(tmp_path):
     assert "wte.weight has shape (10, 48), not (211, 48)" in message
     assert "h.0.attn.c_attn.weight has shape (144, 48), not (48, 144)" in message
     assert "adapter.weight is unknown" in message
+
+
+def test_weights_that_are_no_finite_floats_are_named(tmp_path):
+    def change(weights):
+        weights["transformer.wpe.weight"] = torch.zeros(40, 48, dtype=torch.int32)
+        weights["transformer.ln_f.bias"][3] = math.nan
+
+    message = spoil(tmp_path, change)
+    assert "wpe.weight is no tensor of floating-point numbers" in message
+    assert "ln_f.bias holds numbers that are not finite" in message
+
+
+@pytest.mark.parametrize("name, value", [("n_layer", 10**9), ("n_embd", 0), ("n_head", 5), ("n_positions", "many")])
+def test_an_absurd_configuration_is_refused_before_anything_is_allocated(tmp_path, name, value):
+    transformers_model("GPT2Model", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(UserError, match="config.json: "):
+        GPT.from_pretrained(str(tmp_path))
+
+
+def test_torchs_older_file_format_loads(tmp_path):
+    theirs = transformers_model("GPT2Model", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(GPT.from_pretrained(str(tmp_path)).wte.weight, theirs.wte.weight)
 
 
 def test_a_stored_head_of_other_classes_is_refused(tmp_path):

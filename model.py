@@ -81,14 +81,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
     return torch.cat(outputs, dim=1).view(B, H, T, D)
 
 
+class Linear(nn.Linear):
+    """A linear layer that leaves its initialisation to GPT: one draw, and none where the weights come from a file."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, likewise."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
         """Attend from every position, or only from one position of each sequence, last (B,): (B, T or 1, C)."""
@@ -119,8 +133,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -154,12 +168,13 @@ class GPT(nn.Module):
         """Make a model with random weights, initialised as GPT-2's were."""
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
-        self.head = nn.Linear(config.n_embd, config.num_classes)
-        self._init_weights()
+        self.head = Linear(config.n_embd, config.num_classes)
+        if self.wte.weight.device.type != "meta":
+            self._init_weights()
 
     @torch.no_grad()
     def _init_weights(self) -> None:

@@ -290,7 +290,7 @@ def _find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
 def _from_hub(name: str) -> tuple[Path, list[Path]]:
     import huggingface_hub  # comes with transformers; here and not above, for a quick start without it
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # it retries for half a minute; one message at the end is enough
+    huggingface_hub.utils.logging.set_verbosity_error()  # it retries for half a minute; one message is enough
     repository = HUB_NAMES[name]
     for offline in (True, False):  # what is in the cache needs no network
         if not offline:

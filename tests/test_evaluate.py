@@ -1,6 +1,7 @@
 """evaluate.py: its figures against scikit-learn and against one example at a time; text in, classes out."""
 
 import csv
+import io
 import math
 import os
 import shutil
@@ -12,6 +13,8 @@ from conftest import REPO, random_split, refuse, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import checkpoint
+import evaluate
+from errors import UserError
 from evaluate import classify_lines, loss_and_accuracy, predict
 from model import GPT, GPTConfig
 
@@ -32,6 +35,22 @@ def place(trained, tmp_path):
     """A copy of it that a test may spoil."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def run_here(place, monkeypatch, capsys):
+    """evaluate.py's main in this process and that copy: importing PyTorch anew for every call would take minutes."""
+    monkeypatch.chdir(place)
+
+    def run_here(*words: str, stdin: str | bytes = b"") -> str:
+        stdin = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        evaluate.main()
+        return capsys.readouterr().out
+
+    return run_here
 
 
 def test_predictions_are_those_of_each_example_alone():
@@ -72,37 +91,47 @@ def test_the_report_agrees_with_the_predictions_it_writes(place):
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("device"))
 
 
-def test_predictions_are_not_overwritten_unless_asked(place):
+def test_predictions_are_not_overwritten_unless_asked(place, run_here):
     (place / "p.csv").write_text("mine")
     assert "p.csv exists already" in refuse("evaluate.py", "--predictions", "p.csv", cwd=place)
     assert (place / "p.csv").read_text() == "mine"
-    succeed("evaluate.py", "--predictions", "p.csv", "--overwrite", cwd=place)
+    run_here("--predictions", "p.csv", "--overwrite")
     assert (place / "p.csv").read_text().startswith("id,label,prediction,p0,p1\n")
 
 
-def test_predictions_go_to_regular_files_only(place):
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("pipe", "no regular file"),
+        ("data", "no regular file"),
+        ("nowhere/p.csv", "its folder does not exist"),
+        ("out/best.pt", "never the checkpoint itself"),
+    ],
+)
+def test_predictions_go_to_regular_files_only(place, run_here, path, message):
     os.mkfifo(place / "pipe")
+    with pytest.raises(UserError, match=message):
+        run_here("--overwrite", "--predictions", path)
+
+
+def test_writing_predictions_takes_no_other_file_away(place, run_here):
     (place / "p.csv.tmp").write_text("precious")
-    words = ["evaluate.py", "--overwrite", "--predictions"]
-    assert "no regular file" in refuse(*words, "pipe", cwd=place)
-    assert "no regular file" in refuse(*words, "data", cwd=place)
-    assert "its folder does not exist" in refuse(*words, "nowhere/p.csv", cwd=place)
-    assert "never the checkpoint itself" in refuse(*words, "out/best.pt", cwd=place)
-    succeed(*words, "p.csv", cwd=place)
-    assert (place / "p.csv.tmp").read_text() == "precious"
+    run_here("--predictions", "p.csv")
+    assert (place / "p.csv.tmp").read_text() == "precious" and (place / "p.csv").is_file()
 
 
-def test_odd_text_is_classified_or_refused(place):
-    words = ["evaluate.py", "--text"]
-    assert "no text to classify" in refuse(*words, "-", cwd=place)
-    assert "over 131,072 characters" in refuse(*words, "-", cwd=place, stdin="a" + " " * 200_000 + "b")
-    succeed(*words, "-", cwd=place, stdin="a" + " " * 131_000 + "b")
-    printed = succeed(*words, "日 \x1b[2J", cwd=place, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert r"\u65e5 \x1b[2J" in printed
+def test_odd_text_is_classified_or_refused(place, run_here):
+    with pytest.raises(UserError, match="no text to classify"):
+        run_here("--text", "-")
+    with pytest.raises(UserError, match="over 131,072 characters"):
+        run_here("--text", "-", stdin="a" + " " * 200_000 + "b")
+    run_here("--text", "-", stdin="a" + " " * 131_000 + "b")
+    words = ["evaluate.py", "--text", "日 \x1b[2J"]
+    assert r"\u65e5 \x1b[2J" in succeed(*words, cwd=place, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place)
 
 
-def test_a_split_without_labels_gets_predictions_and_no_accuracy(place):
+def test_a_split_without_labels_gets_predictions_and_no_accuracy(place, run_here):
     for name in ("train", "dev"):
         shutil.copy(place / "data" / "sample" / f"{name}.tsv", place / f"{name}.tsv")
     (place / "test.tsv").write_text("id\tsentence\nt1\tA lovely film .\nt2\tA mess .\n")
@@ -114,15 +143,16 @@ def test_a_split_without_labels_gets_predictions_and_no_accuracy(place):
     script = script.replace('"test.tsv"}', 'Path("test.tsv")}').replace(': "test.tsv"', ': Path("test.tsv")')
     (place / "prepare_other.py").write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n{script}")
     succeed(place / "prepare_other.py", cwd=place)
-    printed = succeed("evaluate.py", "--split=test", "--predictions=p.csv", cwd=place)
+    printed = run_here("--split=test", "--predictions=p.csv")
     assert "no labels to compare with" in printed and "accuracy" not in printed
     rows = (place / "p.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[1].startswith("t1,,") and rows[2].startswith("t2,,")
-    assert "has no 'extra' split, only train, dev, test" in refuse("evaluate.py", "--split=extra", cwd=place)
+    with pytest.raises(UserError, match="has no 'extra' split, only train, dev, test"):
+        run_here("--split=extra")
 
 
-def test_text_is_classified_line_by_line(place):
-    from_argument = succeed("evaluate.py", "--text", TEXTS, cwd=place)
+def test_text_is_classified_line_by_line(place, run_here):
+    from_argument = run_here("--text", TEXTS)
     lines = from_argument.splitlines()
     assert lines[0].split() == ["prediction", "negative", "positive", "text"] and len(lines) == 3
     assert lines[1].endswith("  I loved every minute of it.")
@@ -130,9 +160,9 @@ def test_text_is_classified_line_by_line(place):
     assert float(negative) + float(positive) == pytest.approx(1, abs=2e-3)
     assert name == ("positive" if float(positive) > float(negative) else "negative")
     assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS) == from_argument
-    assert succeed("evaluate.py", "--text", "-", cwd=place, stdin=TEXTS.replace("\n", "\r\n")) == from_argument
-    message = refuse("evaluate.py", "--text", "-", cwd=place, stdin=b"fine\n\xff\xfe\n")
-    assert "line 2 of the text: not valid UTF-8" in message
+    assert run_here("--text", "-", stdin="\ufeff" + TEXTS.replace("\n", "\r\n")) == from_argument
+    with pytest.raises(UserError, match="line 2 of the text: not valid UTF-8"):
+        run_here("--text", "-", stdin=b"fine\n\xff\xfe\n")
 
 
 def test_text_gets_the_leading_space_of_the_training_data(place, capsys):
@@ -220,7 +250,14 @@ def write(content):
         (write({"format": "gpt2-classifier", "format_version": 1}), "damaged or incomplete"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(place, spoil, message):
+def test_a_checkpoint_that_does_not_fit_is_refused(place, run_here, spoil, message):
     spoil(place)
-    assert message in refuse("evaluate.py", "--ckpt", "out/best.pt", cwd=place)
+    with pytest.raises(UserError) as error:
+        run_here("--ckpt", "out/best.pt")
+    assert message in str(error.value)
     assert not (place / "trap").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line_from_the_command(place):
+    flip_a_weight(place)
+    assert "out/best.pt is no whole checkpoint" in refuse("evaluate.py", "--ckpt", "out/best.pt", cwd=place)

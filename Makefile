@@ -10,13 +10,13 @@ demo: .venv/ready ## smoke run on a CPU: prepare the sample, train a small GPT o
 	$(PY) finetune.py config/finetune_sample.py --overwrite=True
 	$(PY) evaluate.py --ckpt out-sample/best.pt
 
-sst: .venv/ready ## the real job on SST: prepare, fine-tune GPT-2 small, evaluate
-	$(PY) prepare_sst.py
+sst: .venv/ready ## the real job on SST: prepare (SOURCE=DIR: from there), fine-tune GPT-2 small, evaluate
+	$(PY) prepare_sst.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) finetune.py config/finetune_sst.py
 	$(PY) evaluate.py --ckpt out/best.pt
 
 cfimdb: .venv/ready ## the same on CFIMDB
-	$(PY) prepare_cfimdb.py
+	$(PY) prepare_cfimdb.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) finetune.py config/finetune_cfimdb.py
 	$(PY) evaluate.py --ckpt out-cfimdb/best.pt
 
@@ -26,6 +26,7 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	$(PY) -m pytest
 
 .venv/ready: requirements.txt
+	@echo "installing into .venv (1.4 GB, with a CUDA build of PyTorch more)"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

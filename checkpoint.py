@@ -56,7 +56,9 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}" + (": it is a folder" if path.is_dir() else ""))
+        raise UserError(
+            f"there is no checkpoint {path}" + (": it is a folder" if path.is_dir() else ": finetune.py writes it")
+        )
     try:
         with zipfile.ZipFile(path) as archive:  # torch's format; torch itself does not look at the checksums
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())

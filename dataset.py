@@ -137,6 +137,8 @@ def read_tsv(path: Path, num_classes: int, labelled: bool) -> Iterator[Row]:
         problem = str(error)
         if "field limit" in problem:
             problem = f"a field of over {csv.field_size_limit():,} characters (an unclosed quote?)"
+        elif "unexpected end" in problem:
+            problem = "a quoted field that is never closed"
         elif "universal-newline" in problem:
             problem = "a carriage return inside a field without quotes"
         raise UserError(f"{path}, line {start}: not tab-separated values: {problem}") from None
@@ -375,8 +377,10 @@ def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budge
     cost = np.zeros(len(order) + 1)  # of the examples from here to the end, in tokens
     ends = [0] * len(order)  # where the micro-batch that starts here ends
     for start in reversed(range(len(order))):
-        most = token_budget // longest[start]
-        costs = cost[start + 1 : start + 1 + most] + rows[:most][: len(order) - start] * longest[start]
+        most = min(token_budget // longest[start], len(order) - start)  # examples that this micro-batch could take
+        costs = (
+            rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
+        )  # its padded size, and what then remains
         ends[start] = start + 1 + int(costs.argmin())
         cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
     micro_batches, start = [], 0

@@ -37,7 +37,7 @@ def choose_device(setting: str) -> tuple[torch.device, str]:
 def _cuda_problem() -> str | None:
     """Return why CUDA cannot be used, or None where it can."""
     if not torch.cuda.is_available():
-        return "no CUDA GPU" if torch.version.cuda else "this PyTorch is a build without CUDA"
+        return "no CUDA GPU" if torch.version.cuda else "PyTorch is built without it"
     major, minor = torch.cuda.get_device_capability()
     built_for = [int(arch.rpartition("_")[2].rstrip("af")) for arch in torch.cuda.get_arch_list()]
     if 10 * major + minor < min(built_for, default=0):  # recent wheels leave out older GPUs, a GTX 1080 among them

@@ -49,7 +49,7 @@ def main() -> None:
     split = load_split(folder, arguments.split)
     progress, dtype_name = saved["progress"], str(dtype).removeprefix("torch.")
     print(f"checkpoint {arguments.ckpt}, step {progress['step']} (epoch {progress['epoch']})")
-    print(f"device {where} ({why_device}), dtype {dtype_name} ({why_dtype})")
+    print(f"device {where} ({why_device})\ndtype {dtype_name} ({why_dtype})")
     print(f"{len(split):,} examples of {folder}, {split.name} split")
     logits = predict(model, split, where, dtype)
     if arguments.predictions:

@@ -27,7 +27,7 @@ n_embd = 128  # width, for init_from=scratch
 epochs = 20  # passes over the training data
 max_steps = 0  # end after so many optimizer steps, evaluate and save; 0: after the last epoch
 batch_size = 64  # sequences of block_size tokens that fit into memory at once
-gradient_accumulation_steps = 32  # an optimizer step averages over batch_size times so many examples
+gradient_accumulation_steps = 32  # a step averages over batch_size times so many examples, however cut
 learning_rate = 5e-5  # AdamW's, after the warm-up
 lr_schedule = "constant"  # constant, or cosine: decay to min_lr at the end of the last epoch
 warmup_steps = 0  # steps in which the learning rate rises linearly from 0
@@ -107,7 +107,7 @@ def main() -> None:
     settings.dtype = str(dtype).removeprefix("torch.")
     if where.type == "cpu":
         keep_freed_memory()
-    print(f"device: {where} ({why_device}); dtype: {settings.dtype} ({why_dtype})")
+    print(f"device: {where} ({why_device})\ndtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands
     torch.manual_seed(settings.seed)
@@ -117,8 +117,8 @@ def main() -> None:
         model, saved = load_resumable(out / "last.pt", facts)
     else:
         refuse_to_replace_a_run(out)
-        out.mkdir(parents=True, exist_ok=True)
         model = new_model(len(meta["label_names"]))
+        out.mkdir(parents=True, exist_ok=True)
     if model.config.vocab_size < VOCAB_SIZE:
         raise UserError(
             f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
@@ -137,6 +137,9 @@ def main() -> None:
             best = {}
     print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, init_from {settings.init_from}")
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
+    longer = (np.diff(train.offsets) > model.config.block_size).sum()
+    if longer:
+        print(f"note: {longer:,} train examples are longer than block_size and keep their last tokens only")
 
     step_size = settings.batch_size * settings.gradient_accumulation_steps  # examples a step
     steps_per_epoch = math.ceil(len(train) / step_size)  # the last may be smaller
@@ -147,7 +150,8 @@ def main() -> None:
             f"{out / 'last.pt'} is at step {step} of {last_step} already: raise epochs or max_steps to go on"
         )
     log = None
-    started = time.monotonic() - seconds_before
+    first_step, first_started = step, time.monotonic()
+    started = first_started - seconds_before
     line_due = 0.0  # when to print the next plain line
     total, done = (s // steps_per_epoch * len(train) + s % steps_per_epoch * step_size for s in (last_step, step))
     bar = tqdm(total=total, initial=done, unit="ex", disable=not sys.stderr.isatty(), dynamic_ncols=True)
@@ -171,7 +175,7 @@ def main() -> None:
         write_log(log, **row, split="train", loss=loss, learning_rate=rate, grad_norm=norm, examples_per_second=speed)
         bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.0e}")
         if bar.disable and now > line_due:
-            left = duration((now - step_started) * (last_step - step))
+            left = duration((now - first_started) / (step - first_step) * (last_step - step))
             print(
                 f"step {step}/{last_step}: loss {loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s, {left} left",
                 flush=True,

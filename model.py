@@ -302,10 +302,10 @@ def _from_hub(name: str) -> tuple[Path, list[Path]]:
             )
             return config, [weights]
         except Exception as error:  # the hub client lets through the errors of whichever http library it uses
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = type(error).__name__
     raise UserError(
         f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
-        f"({reason[:200]}). "
+        f"({reason}). "
         f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
         f"bring the folder here and pass --init_from=DIR"
     )

@@ -117,7 +117,10 @@ BAD_TSV = {
     "invalid UTF-8": ((HEADER + "0\ta\tfi").encode() + b"\xffne\t1\n", "line 2: not valid UTF-8 (byte 7 of the line)"),
     "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "line 3: the sentence is empty"),
     "after a sentence of two lines": (HEADER + '0\ta\t"two\nlines"\t1\n1\tb\tx\t9\n', "line 4: the label '9'"),
-    "unclosed quote": (HEADER + '0\ta\t"never closed\t1\n1\tb\tx\t1\n', "line 2: not tab-separated values"),
+    "unclosed quote": (
+        HEADER + '0\ta\t"never closed\t1\n1\tb\tx\t1\n',
+        "line 2: not tab-separated values: a quoted field that is never closed",
+    ),
     "carriage return": (HEADER + "0\ta\tfi\rne\t1\n", "line 2: not tab-separated values: a carriage return"),
     "endless line": (HEADER + "0\ta\t" + "x" * (1 << 20) + "\t1\n", "line 2: longer than 1,048,576 bytes"),
     "endless field": (HEADER + "0\ta\t" + "x" * 200_000 + "\t1\n", "line 2: not tab-separated values"),

@@ -5,10 +5,8 @@ References:
 2) transformers' PyTorch code, whose parameter names are kept: huggingface/transformers, models/gpt2/modeling_gpt2.py
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from torch.nn import functional as F
 from errors import UserError
 
 QUERIES_AT_ONCE = 128  # in attention on a CPU
-HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
 @dataclass(frozen=True)
@@ -251,159 +248,14 @@ class GPT(nn.Module):
         Raises:
             UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly.
         """
-        config_path, weight_paths = _find_weights(name_or_path)
-        config = _read_config(config_path, num_classes, dropout, block_size)
+        from pretrained import find_weights, fit_weights, read_config, read_weights  # it, too, imports this module
+
+        config_path, weight_paths = find_weights(name_or_path)
+        config = read_config(config_path, num_classes, dropout, block_size)
         with torch.device("meta"):  # shapes only: the weights come from the file
             model = cls(config)
         weights = {}
         for path in weight_paths:
-            weights.update(_read_weights(path))
-        model.load_state_dict(_fit_weights(weights, model, weight_paths[0].parent), assign=True)
+            weights.update(read_weights(path))
+        model.load_state_dict(fit_weights(weights, model, weight_paths[0].parent), assign=True)
         return model
-
-
-# -----------------------------------------------------------------------------
-# reading the weights that transformers wrote
-
-
-def _find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
-    """Return the paths of config.json and of the weight files."""
-    folder = Path(name_or_path)
-    if name_or_path in HUB_NAMES and not folder.is_dir():
-        return tuple(_from_hub(name_or_path))
-    if not folder.is_dir():
-        names = ", ".join(HUB_NAMES)
-        raise UserError(f"init_from: {name_or_path!r} is no directory and none of {names}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: it does not hold a model as transformers saves it")
-    for pattern in (
-        "model.safetensors",
-        "model-*-of-*.safetensors",
-        "pytorch_model.bin",
-        "pytorch_model-*-of-*.bin",
-    ):
-        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
-            return folder / "config.json", found
-    raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
-
-
-def _from_hub(name: str) -> tuple[Path, list[Path]]:
-    import huggingface_hub  # comes with transformers; here and not above, for a quick start without it
-
-    huggingface_hub.utils.logging.set_verbosity_error()  # it retries for half a minute; one message is enough
-    repository = HUB_NAMES[name]
-    for offline in (True, False):  # what is in the cache needs no network
-        if not offline:
-            print(f"{repository} is not in the Hugging Face cache: downloading it")
-        try:
-            config, weights = (
-                Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=offline))
-                for file in ("config.json", "model.safetensors")
-            )
-            return config, [weights]
-        except Exception as error:  # the hub client lets through the errors of whichever http library it uses
-            reason = type(error).__name__
-    raise UserError(
-        f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
-        f"({reason}). "
-        f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
-        f"bring the folder here and pass --init_from=DIR"
-    )
-
-
-def _read_config(path: Path, num_classes: int, dropout: float, block_size: int | None) -> GPTConfig:
-    """Return our config from transformers' config.json; refuse what would be another function than GPT-2's."""
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        config = GPTConfig(
-            num_classes=num_classes,
-            block_size=theirs.get("n_positions", 1024),
-            vocab_size=theirs.get("vocab_size", 50257),
-            n_layer=theirs.get("n_layer", 12),
-            n_head=theirs.get("n_head", 12),
-            n_embd=theirs.get("n_embd", 768),
-            dropout=dropout,
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, AttributeError, RecursionError):
-        raise UserError(f"{path} is no model configuration of transformers") from None
-    allowed = {
-        "model_type": ("gpt2",),
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (1e-5,),
-        "n_inner": (None, 4 * config.n_embd),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }
-    for key, values in allowed.items():
-        if theirs.get(key, values[0]) not in values:
-            raise UserError(f"{path}: {key} is {theirs[key]!r}, but GPT-2 has {values[0]!r}")
-    if block_size is None:
-        return config
-    if block_size > config.block_size:
-        raise UserError(f"block_size {block_size} is more than the {config.block_size} positions of {path.parent}")
-    return GPTConfig(**{**vars(config), "block_size": block_size})
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return a file's tensors by name; nothing is unpickled."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from None
-    except MemoryError:
-        raise
-    except Exception:  # torch.load raises whatever the broken bytes lead it into
-        raise UserError(f"{path} is no whole torch file of plain tensors") from None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise UserError(f"{path} does not hold tensors by name")
-    return weights
-
-
-def _fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str, Tensor]:
-    """Return the model's state dict from transformers' tensors: every parameter filled, every tensor used."""
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
-    # what holds no weights of ours: the causal mask that old versions stored, and the output matrix, which is wte again
-    theirs = {
-        name: tensor
-        for name, tensor in theirs.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
-    }
-    fitted, problems = {}, []
-    for name, parameter in model.state_dict().items():
-        shape = tuple(parameter.shape)
-        if name == "head.bias" or (name == "head.weight" and "score.weight" not in theirs):
-            # transformers' head has no bias, and a language model has no head
-            fitted[name] = torch.zeros(shape) if name == "head.bias" else torch.empty(shape).normal_(std=0.02)
-            continue
-        their_name = "score.weight" if name == "head.weight" else name
-        tensor = theirs.pop(their_name, None)
-        if tensor is None:
-            problems.append(f"{their_name} is missing")
-            continue
-        is_transposed = name.startswith("h.") and len(shape) == 2  # transformers keeps these as (in, out)
-        expected = shape[::-1] if is_transposed else shape
-        if name == "wpe.weight" and isinstance(tensor, Tensor):
-            tensor = tensor[: shape[0]]
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            problems.append(f"{their_name} is no tensor of floating-point numbers")
-            continue
-        if tuple(tensor.shape) != expected:
-            problems.append(f"{their_name} has shape {tuple(tensor.shape)}, not {expected}")
-            continue
-        if not tensor.isfinite().all():
-            problems.append(f"{their_name} holds numbers that are not finite")
-        tensor = tensor.t() if is_transposed else tensor
-        fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    problems += [f"{name} is unknown" for name in theirs]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"the weights in {folder} do not fit the model: {'; '.join(problems[:8])}{more}")
-    return fitted

@@ -20,10 +20,10 @@ from dataset import (
     load_meta,
     load_split,
     prepare,
-    read_tsv,
 )
 from errors import UserError
 from tokenizer import load_tokenizer
+from tsv import read_tsv
 
 COUNTS = {  # examples, tokens, labels
     "sst": {

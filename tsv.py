@@ -73,8 +73,8 @@ def read_tsv(path: Path, num_classes: int, labelled: bool) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with their ends, each decoded on its own so that an error has a line number."""
-    with open(path, "rb") as f, tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, disable=None) as bar:
-        bar.set_description(path.name)
+    bar = tqdm(total=os.path.getsize(path), desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
+    with open(path, "rb") as f, bar:
         number = 0
         while line := f.readline(MAX_LINE + 1):
             number += 1
@@ -89,7 +89,6 @@ def _lines(path: Path) -> Iterator[str]:
                 raise UserError(
                     f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1} of the line)"
                 ) from None
-        bar.leave = False
 
 
 def _label(text: str, num_classes: int, where: str) -> int:

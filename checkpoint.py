@@ -74,12 +74,14 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}")
-    for part, types in CONTENT.items():
-        for key, kind in types.items() or [(None, dict)]:
-            value = content.get(part)
-            value = value if key is None else value.get(key) if isinstance(value, dict) else None
-            if not isinstance(value, kind):
-                raise UserError(f"{path} is damaged or incomplete: {part}{f'.{key}' if key else ''}")
+    missing = [part for part in CONTENT if not isinstance(content.get(part), dict)] or [
+        f"{part}.{key}"
+        for part, types in CONTENT.items()
+        for key, kind in types.items()
+        if not isinstance(content[part].get(key), kind)
+    ]
+    if missing:
+        raise UserError(f"{path} is damaged or incomplete: {', '.join(missing)}")
     try:
         model = _model(content["config"], content["model"])
     except (TypeError, ValueError, AttributeError, RuntimeError, UserError):

@@ -284,9 +284,8 @@ def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budge
     ends = [0] * len(order)  # where the micro-batch that starts here ends
     for start in reversed(range(len(order))):
         most = min(token_budget // longest[start], len(order) - start)  # examples that this micro-batch could take
-        costs = (
-            rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
-        )  # its padded size, and what then remains
+        # for each number of examples, its padded size and what then remains
+        costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
         cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
     micro_batches, start = [], 0

@@ -1,5 +1,6 @@
 """Where a task's TSV files come from: a folder named by --source, what is already in place, or a checked download."""
 
+import hashlib
 import http.client
 import os
 import urllib.request
@@ -8,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from errors import UserError
-from files import file_sha256, refuse_irregular
+from files import file_sha256, written_whole
 
 TIMEOUT = 30  # seconds without an answer from the server
 
@@ -44,23 +45,22 @@ def find_files(files: dict[str, tuple[str, str]], source: str | None, folder: Pa
 
 def _download(url: str, path: Path, sha256: str, wanted: list[str]) -> None:
     """Download url to path, in place only when whole and of the right sha256."""
-    refuse_irregular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as f, urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-                while chunk := response.read(1 << 16):
-                    f.write(chunk)
-                    bar.update(len(chunk))
-        if file_sha256(partial) != sha256:
+    digest = hashlib.sha256()
+    with written_whole(path) as f:
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                total = int(response.headers.get("Content-Length") or 0) or None
+                with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+                    while chunk := response.read(1 << 16):
+                        f.write(chunk)
+                        digest.update(chunk)
+                        bar.update(len(chunk))
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors and time-outs are OSErrors
+            raise UserError(
+                f"cannot download {url} ({getattr(error, 'reason', error)}): get {', '.join(wanted)} elsewhere "
+                f"from {url.rpartition('/')[0]} and put them into {path.parent}{os.sep}, "
+                f"or name their folder with --source DIR"
+            ) from None
+        if digest.hexdigest() != sha256:
             raise UserError(f"{url}: the download's sha256 is wrong, so it was thrown away: try again")
-        os.replace(partial, path)
-    except (OSError, http.client.HTTPException) as error:  # urllib's errors and time-outs are OSErrors
-        raise UserError(
-            f"cannot download {url} ({getattr(error, 'reason', error)}): get {', '.join(wanted)} elsewhere from "
-            f"{url.rpartition('/')[0]} and put them into {path.parent}{os.sep}, or name their folder with --source DIR"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)

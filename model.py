@@ -52,7 +52,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu" or p == 0:
         return F.dropout(x, p)
-    keep = round((1 - p) * 65536)
+    keep = min(max(round((1 - p) * 65536), 1), 65535)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     mask = (bits[: x.numel()] < keep - 32768).view(x.shape).to(x.dtype)
     return x * mask * (65536 / keep)

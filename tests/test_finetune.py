@@ -146,6 +146,13 @@ def test_dropout_has_the_right_rate_and_keeps_the_mean(p, dtype):
     assert torch.equal(y, dropout(x, p))  # and the same one from the same seed
 
 
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_dropout_at_the_ends_of_its_range_stays_finite(p):
+    torch.manual_seed(0)
+    y = dropout(torch.ones(100_000), p)
+    assert y.isfinite().all() and (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
+
+
 def test_dropout_passes_the_gradient_of_what_it_kept():
     x = torch.randn(1000, requires_grad=True)
     y = dropout(x, 0.3)

@@ -6,7 +6,7 @@ A checkpoint is a dict of
     model                     name -> float32 tensor
     data                      task, label_names, folder, leading_space, files: what the model was trained on
     settings                  the run's full configuration
-    progress                  step, epoch, best, seconds
+    progress                  step, epoch, seconds, token_budget, best
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 
@@ -28,7 +28,7 @@ CONTENT = {  # the dicts that a checkpoint must have, and the types of what must
     "model": {},
     "settings": {},
     "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "files": dict},
-    "progress": {"step": int, "epoch": float, "seconds": float, "best": dict},
+    "progress": {"step": int, "epoch": float, "seconds": float, "token_budget": int, "best": dict},
 }
 
 

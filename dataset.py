@@ -31,7 +31,6 @@ from tsv import Row, read_tsv
 FORMAT_VERSION = 1
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
-MICRO_BATCH_COST = 128  # tokens that could be computed in the time that one more micro-batch takes
 FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
 
 
@@ -265,17 +264,20 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
-def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+def cut_into_micro_batches(
+    indices: np.ndarray, lengths: np.ndarray, token_budget: int, micro_batch_cost: int
+) -> list[np.ndarray]:
     """Sort examples by length and cut them into micro-batches of at most token_budget tokens, padding included.
 
     Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order. Where
-    to cut is solved exactly, by dynamic programming: the least padding, with MICRO_BATCH_COST for every micro-batch.
+    to cut is solved exactly, by dynamic programming: the least padding, with micro_batch_cost for every micro-batch.
     Longest first, so that what is too large for the memory fails at once.
 
     Args:
         indices: (n,) the examples of one step.
         lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
         token_budget: at least the longest length.
+        micro_batch_cost: tokens that could be computed in the time that one more micro-batch takes.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     longest = lengths[order].tolist()  # of a micro-batch that starts here
@@ -287,7 +289,7 @@ def cut_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, token_budge
         # for each number of examples, its padded size and what then remains
         costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
-        cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
+        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])

@@ -37,12 +37,17 @@ def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             fail("out of memory: use a smaller batch_size, block_size or model")
         raise
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells have it
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory, the machine's or the GPU's, was exhausted."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def prepare_streams() -> None:

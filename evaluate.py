@@ -9,7 +9,7 @@ python evaluate.py --ckpt out/best.pt --text - < reviews.txt     (one a line; bl
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def main() -> None:
         raise UserError(f"{arguments.ckpt} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
     where, why_device = device.choose_device(arguments.device)
     dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
+    device.tune(where)
     model.to(where)
     if arguments.text is not None:
         classify_lines(model, saved["data"], read_lines(arguments.text), where, dtype)
@@ -97,23 +98,34 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
         )
 
 
-@torch.inference_mode()
 def predict(model: GPT, split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the model's logits for a whole split, in its order: float32 (examples, num_classes) on the CPU.
 
     Raises:
         UserError: some are not finite.
     """
+    return over_split(model, model, split, where, dtype)
+
+
+@torch.no_grad()
+def over_split(
+    compute: Callable[[Tensor, Tensor], Tensor], model: GPT, split: Split, where: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return what compute, the model or its features, gives for a whole split: float32 (examples, K) on the CPU."""
     model.eval()
     block_size = model.config.block_size
-    logits = torch.empty(len(split), model.config.num_classes)
-    for indices in cut_into_micro_batches(np.arange(len(split)), split.lengths(block_size), TOKEN_BUDGET):
-        tokens, lengths = (torch.from_numpy(array).to(where) for array in collate(split, indices, block_size))
-        with device.autocast(where, dtype):
-            logits[indices] = model(tokens, lengths).cpu()
-    if not logits.isfinite().all():
+    micro_batches = cut_into_micro_batches(
+        np.arange(len(split)), split.lengths(block_size), TOKEN_BUDGET, model.micro_batch_cost()
+    )
+    parts = []
+    with device.autocast(where, dtype):  # around all micro-batches, so that weights are cast once
+        for indices in micro_batches:
+            tokens, lengths = (device.send(array, where) for array in collate(split, indices, block_size))
+            parts.append(compute(tokens, lengths))
+    outputs = torch.cat(parts).cpu()  # the only wait for the device
+    if not outputs.isfinite().all():
         raise UserError("the model's outputs are not finite numbers: its weights are beyond use")
-    return logits
+    return torch.empty_like(outputs).index_copy_(0, torch.from_numpy(np.concatenate(micro_batches)), outputs)
 
 
 def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]:

@@ -19,6 +19,7 @@ overwrite = False  # replace another run's checkpoints in out_dir
 # model
 init_from = "gpt2"  # gpt2[-medium|-large|-xl], a directory, scratch, or resume (from out_dir/last.pt)
 block_size = 64  # a longer sequence keeps its last block_size tokens
+trainable_blocks = -1  # train the last so many blocks and the head; 0: the head only, -1: everything
 dropout = 0.2  # on embeddings, attention probabilities and both residual branches
 n_layer = 4  # blocks, for init_from=scratch
 n_head = 4  # attention heads, for init_from=scratch
@@ -40,6 +41,8 @@ grad_clip = 1.0  # largest gradient norm; 0: no clipping
 seed = 1337  # of the new head, the order of the examples and every dropout mask
 device = "auto"  # cuda, mps or cpu; auto takes the first that is there
 dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes what the hardware is fast in
+compile = False  # fuse each block's operators with torch.compile: for GPUs, slower on CPUs
+activation_checkpointing = False  # compute activations twice and keep few of them: less memory, a third slower
 # -----------------------------------------------------------------------------
 
 POSITIVE = (lambda value: value > 0, "above 0")
@@ -57,6 +60,7 @@ RULES = {
     **dict.fromkeys(["block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size"], POSITIVE),
     **dict.fromkeys(["gradient_accumulation_steps", "learning_rate"], POSITIVE),
     **dict.fromkeys(["max_steps", "warmup_steps", "min_lr", "weight_decay", "grad_clip", "seed"], NOT_NEGATIVE),
+    "trainable_blocks": (lambda value: value >= -1, "-1 or more"),
     **dict.fromkeys(["dropout", "beta1", "beta2"], FRACTION),
     "lr_schedule": one_of("constant", "cosine"),
     "device": one_of("auto", "cuda", "mps", "cpu"),
@@ -66,15 +70,13 @@ RULES = {
 # before PyTorch is imported, which takes seconds, so that --help and a mistyped setting are answered at once
 settings = errors.run(lambda: load_settings(__file__, sys.argv[1:], RULES)) if __name__ == "__main__" else None
 
-import csv
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,18 +86,17 @@ from tqdm import tqdm
 
 import checkpoint
 from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_meta, load_split
-from device import autocast, choose_device, choose_dtype, keep_freed_memory
-from errors import UserError
-from evaluate import loss_and_accuracy, predict
-from files import written_whole
+from device import autocast, choose_device, choose_dtype, send, tune
+from errors import UserError, is_out_of_memory
+from evaluate import loss_and_accuracy, over_split, predict
 from model import GPT, GPTConfig
+from run_folder import refuse_to_replace_a_run, start_log, write_log
 from tokenizer import VOCAB_SIZE
 
-LOG_COLUMNS = ["step", "epoch", "split", "loss", "accuracy"]
-LOG_COLUMNS += ["learning_rate", "grad_norm", "examples_per_second", "seconds"]
 SECONDS_BETWEEN_LINES = 5  # of plain output, where there is no terminal for a progress bar
 # what may differ when a run is resumed; anything else would make it another run
 FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
+FREE_ON_RESUME |= {"activation_checkpointing"}
 
 
 def main() -> None:
@@ -105,8 +106,7 @@ def main() -> None:
     where, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, where)
     settings.dtype = str(dtype).removeprefix("torch.")
-    if where.type == "cpu":
-        keep_freed_memory()
+    tune(where)
     print(f"device: {where} ({why_device})\ndtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands
@@ -116,13 +116,21 @@ def main() -> None:
     if settings.init_from == "resume":
         model, saved = load_resumable(out / "last.pt", facts)
     else:
-        refuse_to_replace_a_run(out)
+        if not settings.overwrite:
+            refuse_to_replace_a_run(out)
         model = new_model(len(meta["label_names"]))
         out.mkdir(parents=True, exist_ok=True)
     if model.config.vocab_size < VOCAB_SIZE:
         raise UserError(
             f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
         )
+    if settings.trainable_blocks > model.config.n_layer:
+        raise UserError(
+            f"trainable_blocks={settings.trainable_blocks}, but the model has {model.config.n_layer} blocks"
+        )
+    if 0 <= settings.trainable_blocks < model.config.n_layer:
+        model.train_last(settings.trainable_blocks)
+    model.activation_checkpointing = settings.activation_checkpointing
     model.to(where)
     betas = (settings.beta1, settings.beta2)
     optimizer = torch.optim.AdamW(model.optimizer_groups(settings.weight_decay), betas=betas, fused=True)
@@ -135,7 +143,10 @@ def main() -> None:
         if not (out / "best.pt").is_file():
             print(f"note: {out / 'best.pt'} is gone; the best of what follows will take its place")
             best = {}
-    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, init_from {settings.init_from}")
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f", {trained:,} of them trained" if trained < parameters else ""
+    print(f"model: {parameters:,} parameters{frozen}, init_from {settings.init_from}")
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
     longer = (np.diff(train.offsets) > model.config.block_size).sum()
     if longer:
@@ -149,22 +160,49 @@ def main() -> None:
         raise UserError(
             f"{out / 'last.pt'} is at step {step} of {last_step} already: raise epochs or max_steps to go on"
         )
+    token_budget = settings.batch_size * settings.block_size  # of a micro-batch, padding included
+    longest = int(train.lengths(model.config.block_size).max())
+    if saved:  # what fitted into the memory before
+        token_budget = max(longest, min(token_budget, saved["progress"]["token_budget"]))
+    features = None
+    if settings.trainable_blocks == 0:
+        print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
+        features = {split.name: over_split(model.features, model, split, where, dtype) for split in (train, dev)}
+    elif settings.compile:
+        compile_blocks(model, train, token_budget, where, dtype)
     log = None
     first_step, first_started = step, time.monotonic()
     started = first_started - seconds_before
     line_due = 0.0  # when to print the next plain line
-    total, done = (s // steps_per_epoch * len(train) + s % steps_per_epoch * step_size for s in (last_step, step))
+
+    def examples_until(step: int) -> int:
+        return step // steps_per_epoch * len(train) + step % steps_per_epoch * step_size
+
+    total, done = examples_until(last_step), examples_until(step)
     bar = tqdm(total=total, initial=done, unit="ex", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     while step < last_step:
         step_started = time.monotonic()
         epoch, step_in_epoch = divmod(step, steps_per_epoch)
+        bar.n = examples_until(step)  # a step may be taken a second time, see below
         indices = epoch_order(len(train), settings.seed, epoch)[step_in_epoch * step_size :][:step_size]
         bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
         # a step's dropout masks depend on seed and step alone, so that a resumed run draws the same ones
         torch.manual_seed(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64).item())
-        rate = learning_rate_at(step, all_steps, settings)
-        loss, norm = train_step(model, optimizer, scaler, train, indices, rate, settings, dtype, bar.update)
+        for group in optimizer.param_groups:
+            group["lr"] = rate = learning_rate_at(step, all_steps, settings)
+        try:
+            if features is None:
+                mean_loss = accumulate_gradient(model, scaler, train, indices, token_budget, dtype, bar.update)
+            else:
+                mean_loss = accumulate_head_gradient(model, scaler, features["train"], train, indices)
+            loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            token_budget = halved(token_budget, longest)
+            optimizer.zero_grad(set_to_none=False)
+            continue  # with the same step
         step += 1
 
         now = time.monotonic()
@@ -185,7 +223,8 @@ def main() -> None:
             continue
 
         # after every epoch, and at the end: the whole dev set, and checkpoints
-        dev_loss, accuracy = loss_and_accuracy(predict(model, dev, where, dtype), dev.labels)
+        logits = predict(model, dev, where, dtype) if features is None else classify(model, features["dev"])
+        dev_loss, accuracy = loss_and_accuracy(logits, dev.labels)
         row["seconds"] = time.monotonic() - started
         speed = len(dev) / (time.monotonic() - now)
         write_log(log, **row, split="dev", loss=dev_loss, accuracy=accuracy, examples_per_second=speed)
@@ -195,6 +234,7 @@ def main() -> None:
         mark = ", the best so far" if is_best else ""
         tqdm.write(f"epoch {row['epoch']:.4g}: dev accuracy {accuracy:.3f}, dev loss {dev_loss:.4f}{mark}")
         progress = {"step": step, "epoch": row["epoch"], "best": best, "seconds": row["seconds"]}
+        progress["token_budget"] = token_budget
         parts = {"data": facts, "settings": vars(settings), "progress": progress}
         if is_best:
             checkpoint.save(out / "best.pt", model, **parts)
@@ -207,38 +247,67 @@ def main() -> None:
     print(f"next: python evaluate.py --ckpt {out / 'best.pt'}")
 
 
-def train_step(
+def accumulate_gradient(
     model: GPT,
-    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     split: Split,
     indices: np.ndarray,
-    learning_rate: float,
-    settings: SimpleNamespace,
+    token_budget: int,
     dtype: torch.dtype,
     on_examples: Callable[[int], Any] = lambda count: None,
-) -> tuple[float, float]:
-    """Take one optimizer step on the mean loss over the given examples.
+) -> Tensor:
+    """Add the gradient of the mean loss over some examples, however many micro-batches it takes; return that loss.
 
     Args:
         indices: (n,) the step's examples, numbers into split.
-        settings: batch_size times block_size tokens, padding included, are in memory at once; grad_clip.
+        token_budget: tokens of a micro-batch, padding included.
         on_examples: called with the number of examples of each micro-batch that is done.
+    """
+    model.train()
+    where, block_size = model.head.weight.device, model.config.block_size
+    micro_batches = cut_into_micro_batches(indices, split.lengths(block_size), token_budget, model.micro_batch_cost())
+    # everything is on its way to the device before the first micro-batch is computed
+    inputs = [[send(array, where) for array in collate(split, chosen, block_size)] for chosen in micro_batches]
+    targets = [send(split.labels[chosen].astype(np.int64), where) for chosen in micro_batches]
+    total = torch.zeros((), device=where)
+    with autocast(where, dtype):  # around all micro-batches, so that weights are cast once
+        for (tokens, lengths), labels in zip(inputs, targets, strict=True):
+            # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
+            loss = F.cross_entropy(model(tokens, lengths), labels, reduction="sum") / len(indices)
+            with torch.autocast(where.type, enabled=False):  # the backward pass keeps each operator's own dtype
+                scaler.scale(loss).backward()
+            total += loss.detach()
+            on_examples(len(labels))
+    return total
 
-    Returns:
-        The loss before the step and the gradient's norm before clipping.
+
+def accumulate_head_gradient(
+    model: GPT, scaler: torch.amp.GradScaler, features: Tensor, split: Split, indices: np.ndarray
+) -> Tensor:
+    """Do the same for the head alone, on the whole split's features (examples, C)."""
+    where = model.head.weight.device
+    labels = send(split.labels[indices].astype(np.int64), where)
+    loss = F.cross_entropy(model.classify(features[torch.from_numpy(indices)].to(where)), labels)
+    scaler.scale(loss).backward()
+    return loss.detach()
+
+
+@torch.no_grad()
+def classify(model: GPT, features: Tensor) -> Tensor:
+    """Return the head's logits for a whole split's features, on the CPU."""
+    return model.classify(features.to(model.head.weight.device)).cpu()
+
+
+def update(
+    model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, grad_clip: float
+) -> tuple[float, float]:
+    """Clip the gradient, step, and zero it; return the loss and the gradient's norm before clipping.
 
     Raises:
         UserError: loss or gradient is not finite; the step was not taken. (In float16 the scaler skips it and goes on.)
     """
-    model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    loss = accumulate_gradient(
-        model, scaler, split, indices, settings.batch_size * settings.block_size, dtype, on_examples
-    )
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     loss, norm = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
     if not scaler.is_enabled() and not math.isfinite(loss + norm):
         raise UserError(
@@ -247,33 +316,46 @@ def train_step(
         )
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)
     return loss, norm
 
 
-def accumulate_gradient(
-    model: GPT,
-    scaler: torch.amp.GradScaler,
-    split: Split,
-    indices: np.ndarray,
-    token_budget: int,
-    dtype: torch.dtype,
-    on_examples: Callable[[int], Any],
-) -> Tensor:
-    """Add the gradient of the mean loss over some examples, however many micro-batches it takes; return that loss."""
-    where, block_size = model.head.weight.device, model.config.block_size
-    total = torch.zeros((), device=where)
-    for micro_batch in cut_into_micro_batches(indices, split.lengths(block_size), token_budget):
-        tokens, lengths = (torch.from_numpy(array).to(where) for array in collate(split, micro_batch, block_size))
-        labels = torch.from_numpy(split.labels[micro_batch].astype(np.int64)).to(where)
-        with autocast(where, dtype):
-            logits = model(tokens, lengths)
-        # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
-        loss = F.cross_entropy(logits, labels, reduction="sum") / len(indices)
-        scaler.scale(loss).backward()
-        total += loss.detach()
-        on_examples(len(micro_batch))
-    return total
+def halved(token_budget: int, longest: int) -> int:
+    """Return the token budget to go on with after memory ran out, and say so.
+
+    Raises:
+        UserError: a micro-batch of the longest sequence alone (longest: its tokens) did not fit.
+    """
+    if token_budget <= longest:
+        raise UserError(
+            "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
+            "a smaller block_size, --trainable_blocks=0 or a smaller model"
+        )
+    halved = max(token_budget // 2, longest)
+    tqdm.write(f"out of memory: the step is taken again in micro-batches of {halved:,} tokens, not {token_budget:,}")
+    return halved
+
+
+def compile_blocks(model: GPT, split: Split, token_budget: int, where: torch.device, dtype: torch.dtype) -> None:
+    """Compile the model's blocks, for sequences of any length and number, and print how long it took.
+
+    Raises:
+        UserError: PyTorch cannot compile on this machine.
+    """
+    started = time.monotonic()
+    torch._dynamo.config.recompile_limit = 32  # first or last block, training or not, single sequences
+    for block in model.h:
+        block.compile(dynamic=True)
+    examples = np.arange(min(len(split), 64))
+    try:
+        accumulate_gradient(model, torch.amp.GradScaler(enabled=False), split, examples, token_budget, dtype)
+        model.zero_grad(set_to_none=False)
+    except Exception as error:  # a missing compiler, an unsupported GPU: each with its own type
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"compile=True does not work on this machine ({reason}): leave it out") from None
+    print(f"compile: {time.monotonic() - started:.0f} s")
 
 
 def learning_rate_at(step: int, all_steps: int, settings: SimpleNamespace) -> float:
@@ -300,16 +382,6 @@ def new_model(num_classes: int) -> GPT:
             dropout=settings.dropout,
         )
     )
-
-
-def refuse_to_replace_a_run(out: Path) -> None:
-    """Raise a UserError where out_dir holds another run, unless overwrite is set."""
-    found = [name for name in ("best.pt", "last.pt") if (out / name).exists()]
-    if found and not settings.overwrite:
-        raise UserError(
-            f"{out} holds another run ({', '.join(found)}): go on with it by --init_from=resume, "
-            f"choose another --out_dir, or replace it by --overwrite=True"
-        )
 
 
 def load_resumable(path: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any]]:
@@ -343,26 +415,6 @@ def data_facts(meta: dict[str, Any]) -> dict[str, Any]:
         "leading_space": meta["splits"]["train"]["leading_space"],
         "files": {split: meta["splits"][split]["files"] for split in ("train", "dev")},
     }
-
-
-def start_log(out: Path, step: int) -> TextIO:
-    """Return log.csv opened for appending: new, or with the rows of a resumed run up to the step it goes on from."""
-    path = out / "log.csv"
-    rows = []
-    if step and path.is_file():
-        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-        # a killed run may have left half a line, and rows of steps that are now taken again
-        whole = [line for line in lines if re.match(r"[0-9]{1,15},", line) and line.count(",") == len(LOG_COLUMNS) - 1]
-        rows = [line for line in whole if int(line.partition(",")[0]) <= step]
-    with written_whole(path, "w") as f:
-        f.writelines(line + "\n" for line in [",".join(LOG_COLUMNS), *rows])
-    return open(path, "a", encoding="utf-8", newline="")
-
-
-def write_log(log: TextIO, **values: float | str) -> None:
-    """Append a row, numbers in full precision, and flush it."""
-    csv.DictWriter(log, LOG_COLUMNS, lineterminator="\n").writerow(values)
-    log.flush()
 
 
 def duration(seconds: float) -> str:

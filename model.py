@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 
@@ -54,7 +55,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     keep = min(max(round((1 - p) * 65536), 1), 65535)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    mask = (bits[: x.numel()] < keep - 32768).view(x.shape).to(x.dtype)
+    mask = torch.empty(x.shape, dtype=x.dtype)
+    torch.lt(bits[: x.numel()].view(x.shape), keep - 32768, out=mask)  # far faster than converting a boolean mask
     return x * mask * (65536 / keep)
 
 
@@ -165,6 +167,7 @@ class GPT(nn.Module):
         """Make a model with random weights, initialised as GPT-2's were."""
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False  # in training, compute a block's activations anew in its backward pass
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -193,19 +196,38 @@ class GPT(nn.Module):
         Returns:
             float32 logits (B, num_classes), read at each sequence's last real token.
         """
+        return self.classify(self.features(tokens, lengths))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the head's logits, in full precision, which costs nothing here: (B, C) -> (B, num_classes)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features)
+
+    def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the final LayerNorm's output at each sequence's last real token: (B, C), what the head reads."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         tokens = tokens.masked_fill(positions >= lengths[:, None], 0)  # whatever stands in the padding is never read
         x = self.embed(tokens)  # (B, T, C)
-        for block in self.h[:-1]:
-            x = block(x)
-        x = self.h[-1](x, last=lengths - 1)  # (B, 1, C): of the last block nothing else is needed
-        with torch.autocast(x.device.type, enabled=False):  # a few classes cost nothing in full precision
-            return self.head(self.ln_f(x[:, 0].to(self.head.weight.dtype)))
+        for number, block in enumerate(self.h, start=1):
+            last = lengths - 1 if number == len(self.h) else None  # of the last block nothing else is needed
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, last, use_reentrant=False)
+            else:
+                x = block(x, last)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.ln_f(x[:, 0].to(self.ln_f.weight.dtype))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the sum of token and position embeddings, with dropout: (B, T) int64 -> (B, T, C)."""
+        table = self.wte.weight
+        # on a CPU, a dense gradient of the whole table would cost more in every micro-batch than the rows in use:
+        # a sparse one is added to the dense one that is there already
+        sparse = table.device.type == "cpu" and table.requires_grad and torch.is_grad_enabled()
+        if sparse and table.grad is None:
+            table.grad = torch.zeros_like(table)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return dropout(self.wte(tokens) + self.wpe(positions), self.config.dropout if self.training else 0.0)
+        x = F.embedding(tokens, table, sparse=sparse) + self.wpe(positions)
+        return dropout(x, self.config.dropout if self.training else 0.0)
 
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """Return the final LayerNorm's output at every position: (B, T) int64 -> (B, T, C)."""
@@ -213,6 +235,20 @@ class GPT(nn.Module):
         for block in self.h:
             x = block(x)
         return self.ln_f(x)
+
+    def train_last(self, blocks: int) -> None:
+        """Freeze all but the last `blocks` blocks, final LayerNorm and head; with 0 blocks, all but the head."""
+        frozen = [self.wte, self.wpe, *self.h[: self.config.n_layer - blocks], *([] if blocks else [self.ln_f])]
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def micro_batch_cost(self) -> int:
+        """Return how many tokens could be computed in the time that one more micro-batch takes, whatever is in it.
+
+        Measured on a CPU: passing over all weights and their gradients takes the time of some 32 tokens, and calling a
+        layer's operators that of so many more as the layer is narrow. A GPU waits longer for them: there a guess.
+        """
+        return 32 + 2**23 // self.config.n_embd**2 if self.wte.weight.device.type == "cpu" else 192
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups: weight decay on matrices and embeddings, none on biases and LayerNorms."""

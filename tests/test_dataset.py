@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_split, refuse, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from dataset import (
     prepare,
 )
 from errors import UserError
+from model import GPT, GPTConfig
 from tokenizer import load_tokenizer
 from tsv import read_tsv
 
@@ -232,9 +234,44 @@ def test_a_folder_that_was_not_prepared_says_what_to_run(tmp_path):
 def test_micro_batches_hold_every_example_once_within_the_budget(lengths, budget, seed):
     lengths = np.array(lengths)
     indices = np.random.default_rng(seed).permutation(len(lengths))[: seed + 1]
-    cut = cut_into_micro_batches(indices, lengths, budget)
+    cut = cut_into_micro_batches(indices, lengths, budget, micro_batch_cost=64)
     assert sorted(np.concatenate(cut).tolist()) == sorted(indices.tolist())
     assert all(len(batch) * lengths[batch].max() <= budget for batch in cut)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 30))
+def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):
+    lengths = np.array(lengths)
+    ordered = sorted(lengths.tolist(), reverse=True)
+
+    def least(start: int) -> int:
+        """The cost of the best cut from here on, by trying all."""
+        ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
+        return min((ordered[start] * (end - start) + cost + least(end) for end in ends), default=0)
+
+    cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, cost)
+    assert sum(len(batch) * int(lengths[batch].max()) + cost for batch in cut) == least(0)
+
+
+@pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 16, 512))])
+@pytest.mark.parametrize("where", ["cpu", "meta"])  # meta stands for a GPU: whatever is no CPU
+def test_at_most_five_percent_of_an_epochs_tokens_are_padding(tsv_dir, tmp_path, task, config, where):
+    block_size, batch_size, step_size = config
+    succeed(f"prepare_{task}.py", "--source", tsv_dir, cwd=tmp_path)
+    split = load_split(tmp_path / "data" / task, "train")
+    lengths = split.lengths(block_size)
+    with torch.device(where):
+        cost = GPT(GPTConfig(n_layer=1)).micro_batch_cost()
+    for epoch in range(3):
+        order = epoch_order(len(split), 1337, epoch)
+        steps = [order[start : start + step_size] for start in range(0, len(split), step_size)]
+        cut = [
+            batch for step in steps for batch in cut_into_micro_batches(step, lengths, batch_size * block_size, cost)
+        ]
+        assert sorted(np.concatenate(cut).tolist()) == list(range(len(split)))
+        padded = sum(len(batch) * int(lengths[batch].max()) for batch in cut)
+        assert 1 - lengths.sum() / padded <= 0.05
 
 
 def test_every_example_is_visited_once_an_epoch_in_an_order_of_seed_and_epoch():

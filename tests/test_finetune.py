@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,16 @@ from conftest import REPO, command, make_split, random_split, refuse, succeed, t
 from torch.nn import functional as F
 
 import checkpoint
-from dataset import collate
+from dataset import collate, cut_into_micro_batches
 from errors import UserError
-from finetune import accumulate_gradient, learning_rate_at, train_step
+from evaluate import over_split
+from finetune import (
+    accumulate_gradient,
+    accumulate_head_gradient,
+    compile_blocks,
+    learning_rate_at,
+    update,
+)
 from model import GPT, GPTConfig, dropout
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -56,7 +64,7 @@ def same_state(a: dict, b: dict) -> bool:
 
 def gradient(model, split, indices, token_budget) -> tuple[torch.Tensor, float]:
     model.zero_grad()
-    loss = accumulate_gradient(model, NO_SCALER, split, indices, token_budget, torch.float32, lambda count: None)
+    loss = accumulate_gradient(model, NO_SCALER, split, indices, token_budget, torch.float32)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss.item()
 
 
@@ -74,6 +82,97 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut():
         assert (cut - expected).abs().max() < 1e-10, token_budget
 
 
+def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_parts():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
+    split = random_split(60, 40, 97, 5)
+    indices, lengths = np.arange(60), split.lengths(24)
+    loss = accumulate_gradient(model, NO_SCALER, split, indices, 100, torch.bfloat16)
+    once = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total = 0.0
+    micro_batches = cut_into_micro_batches(indices, lengths, 100, model.micro_batch_cost())
+    assert len(micro_batches) > 10
+    for micro_batch in micro_batches:
+        tokens, lengths = map(torch.from_numpy, collate(split, micro_batch, 24))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(tokens, lengths)
+        part = F.cross_entropy(logits, torch.from_numpy(split.labels[micro_batch].astype(np.int64)), reduction="sum")
+        (part / 60).backward()
+        total += part.item() / 60
+    assert loss.item() == pytest.approx(total, rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert (once[name] - parameter.grad).norm() <= 1e-6 * parameter.grad.norm(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activation_checkpointing_changes_no_bit_of_the_gradient(dtype):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 3, 2, 16, dropout=0.2))
+    split = random_split(60, 40, 97, 5)
+    results = []
+    for model.activation_checkpointing in (False, True):
+        calls = []
+        hook = model.h[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.zero_grad()
+        torch.manual_seed(1)
+        loss = accumulate_gradient(model, NO_SCALER, split, np.arange(60), 300, dtype)
+        results.append((loss, [p.grad.clone() for p in model.parameters()], len(calls)))
+        hook.remove()
+    (loss, gradient, calls), (same_loss, same_gradient, twice) = results
+    assert twice == 2 * calls  # it really computes them again
+    assert torch.equal(loss, same_loss) and all(map(torch.equal, gradient, same_gradient))
+
+
+def test_compiled_blocks_give_the_same_gradient(monkeypatch, capsys):
+    # traced as always, but without the minute that the C++ compiler would take
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **options: compile(*args, **options, backend=backend))
+    backend = "aot_eager"
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
+    random = np.random.default_rng(0)
+    split = make_split([random.integers(97, size=4 + i // 4).tolist() for i in range(60)], [i % 5 for i in range(60)])
+    eager, _ = gradient(model, split, np.arange(60), 100)
+    compile_blocks(model, split, 100, torch.device("cpu"), torch.float32)
+    assert capsys.readouterr().out.startswith("compile: ")
+    assert all(not p.grad.any() for p in model.parameters())  # compiling leaves nothing behind
+    compiled, _ = gradient(model, split, np.arange(60), 100)
+    assert (compiled - eager).norm() <= 1e-5 * eager.norm()
+
+
+def test_what_cannot_be_compiled_is_a_users_error(monkeypatch):
+    def backend(*_):
+        raise RuntimeError("no compiler here\nand a page of details")
+
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **options: compile(*args, **options, backend=backend))
+    with pytest.raises(UserError, match="compile=True does not work on this machine .*no compiler here"):
+        compile_blocks(
+            GPT(GPTConfig(5, 24, 97, 2, 2, 16)), random_split(9, 24, 97, 5), 100, torch.device("cpu"), torch.float32
+        )
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_frozen_blocks_have_no_part_in_the_backward_pass(blocks):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 3, 2, 16))
+    model.train_last(blocks)
+    split = random_split(20, 24, 97, 5)
+    backward_through = []
+    for number, block in enumerate(model.h):
+        block.register_full_backward_hook(lambda *_, number=number: backward_through.append(number))
+    with warnings.catch_warnings(action="ignore"):  # of a hook on a module whose inputs need no gradient
+        accumulate_gradient(model, NO_SCALER, split, np.arange(20), 1000, torch.float32)
+    assert set(backward_through) == set(range(3 - blocks, 3))
+    trained = {
+        name.removesuffix(".weight").removesuffix(".bias") for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert trained == {"head", *(["ln_f"] if blocks else []), *(name for name in trained if name[:2] == "h.")}
+    assert {name[:3] for name in trained if name[:2] == "h."} == {f"h.{number}" for number in range(3 - blocks, 3)}
+    assert all((p.grad is not None and p.grad.any()) == p.requires_grad for p in model.parameters())
+
+
 def test_the_last_smaller_step_is_normalised_by_its_own_count():
     torch.manual_seed(0)
     model = GPT(GPTConfig(2, 8, 50, 1, 2, 8)).double()
@@ -89,8 +188,7 @@ def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path,
     theirs = transformers_model("GPT2ForSequenceClassification", tmp_path).train()
     ours = GPT.from_pretrained(str(tmp_path), num_classes=5)
     split = random_split(240, 40, 210, 5)
-    settings = SimpleNamespace(batch_size=4, block_size=40, grad_clip=grad_clip)
-    optimizer = torch.optim.AdamW(ours.optimizer_groups(0.1), betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(ours.optimizer_groups(0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
     # transformers' head has no bias; ours stays as it starts, at zero
     ours.head.bias.requires_grad_(False)
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
@@ -103,7 +201,8 @@ def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path,
     our_losses, their_losses = [], []
     for step in range(10):
         indices = np.arange(step * 24, step * 24 + 24)
-        our_losses.append(train_step(ours, optimizer, NO_SCALER, split, indices, 1e-3, settings, torch.float32)[0])
+        loss = accumulate_gradient(ours, NO_SCALER, split, indices, 160, torch.float32)
+        our_losses.append(update(ours, optimizer, NO_SCALER, loss, grad_clip)[0])
 
         tokens, lengths = map(torch.from_numpy, collate(split, indices, 40))
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
@@ -173,10 +272,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     with torch.no_grad():
         model.head.weight[0, 0] = math.inf
     before = model.wte.weight.clone()
-    settings = SimpleNamespace(batch_size=4, block_size=8, grad_clip=1.0)
     optimizer = torch.optim.AdamW(model.optimizer_groups(0.1))
+    loss = accumulate_gradient(model, NO_SCALER, make_split([[1, 2]], [0]), np.array([0]), 32, torch.float32)
     with pytest.raises(UserError, match="the step was not taken"):
-        train_step(model, optimizer, NO_SCALER, make_split([[1, 2]], [0]), np.array([0]), 1e-3, settings, torch.float32)
+        update(model, optimizer, NO_SCALER, loss, 1.0)
     assert torch.equal(model.wte.weight, before)
 
 
@@ -278,6 +377,7 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
         (["--seed=99999999999999999999"], "seed must be below 2**53"),
         (["--learning_rate=1e300", "--max_steps=1"], "outputs are not finite"),
         (["--learning_rate=1e300"], "the step was not taken"),
+        (["--trainable_blocks=3"], "trainable_blocks=3, but the model has 2 blocks"),
         (["--n_head=3"], "n_embd (16) must be a multiple of n_head (3)"),
         (["--init_from=nowhere"], "'nowhere' is no directory"),
         (["--device=cuda"], "device=cuda cannot be used"),
@@ -325,6 +425,100 @@ def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors and "--init_from=resume" in errors
     assert checkpoint.load(workspace / "out" / "last.pt")
+
+
+OUT_OF_MEMORY = """
+import runpy, sys, torch
+sys.path.insert(0, sys.argv[1])
+import model
+forward = model.GPT.forward
+def limited(self, tokens, lengths):
+    if self.training and tokens.numel() > {limit}:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return forward(self, tokens, lengths)
+model.GPT.forward = limited
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspace):
+    options = ["--dropout=0", "--max_steps=3", "--batch_size=128", "--gradient_accumulation_steps=1"]
+    succeed(*RUN, *options, "--out_dir=roomy", cwd=workspace)
+
+    def run_with(limit: int, *more: str) -> subprocess.CompletedProcess:
+        words = [
+            sys.executable,
+            "-c",
+            OUT_OF_MEMORY.format(limit=limit),
+            REPO,
+            REPO / RUN[0],
+            *RUN[1:],
+            *options,
+            *more,
+        ]
+        return subprocess.run(list(map(str, words)), cwd=workspace, capture_output=True, text=True)
+
+    done = run_with(600, "--out_dir=tight")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("out of memory")]
+    again = "out of memory: the step is taken again in micro-batches of"
+    assert lines == [f"{again} {now:,} tokens, not {2 * now:,}" for now in (2048, 1024, 512)]
+    roomy, tight = (read_log(workspace / out / "log.csv") for out in ("roomy", "tight"))
+    for a, b in zip(roomy, tight, strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-6)
+    # a resumed run knows what fits
+    options[1] = "--max_steps=4"
+    done = run_with(600, "--out_dir=tight", "--init_from=resume")
+    assert done.returncode == 0 and again not in done.stdout
+
+    done = run_with(20, "--out_dir=hopeless")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: out of memory with one sequence in memory at a time")
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_frozen_parameters_stay_as_they_were(workspace, blocks):
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    GPT2Model(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32)).save_pretrained(workspace / "gpt2")
+    start = GPT.from_pretrained(str(workspace / "gpt2"), block_size=32).state_dict()
+    words = [*RUN, "--init_from=gpt2", f"--trainable_blocks={blocks}", "--epochs=3"]
+    printed = succeed(*words, cwd=workspace)
+    assert ("features: computed once" in printed) == (blocks == 0)
+    assert f"{34 if blocks == 0 else 34 + 32 + 12 * 256 + 13 * 16:,} of them trained" in printed
+    model, _ = checkpoint.load(workspace / "out" / "last.pt")
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, start[name])}
+    trained = ("head.",) if blocks == 0 else ("head.", "ln_f.", "h.1.")
+    assert moved == {name for name in start if name.startswith(trained)}
+
+    # cached or not, what was logged is what the checkpoint gives
+    last = [row for row in read_log(workspace / "out" / "log.csv") if row["split"] == "dev"][-1]
+    evaluated = succeed("evaluate.py", "--ckpt", "out/last.pt", "--dtype", "float32", cwd=workspace)
+    assert f"loss {float(last['loss']):.4f}" in evaluated
+    # and resuming is exact
+    resumed = ["--out_dir=parts", "--max_steps=9"]
+    succeed(*words, *resumed, cwd=workspace)
+    succeed(*words, resumed[0], "--init_from=resume", cwd=workspace)
+    parts, _ = checkpoint.load(workspace / "parts" / "last.pt")
+    assert same_state(dict(model.state_dict()), dict(parts.state_dict()))
+
+
+def test_training_the_head_on_cached_features_is_training_it_in_the_model():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double()
+    split = random_split(30, 24, 97, 5)
+    model.train_last(0)
+    indices = np.array([3, 1, 4, 15, 9, 2, 6])
+    loss = accumulate_gradient(model, NO_SCALER, split, indices, 100, torch.float32)
+    expected = [p.grad.clone() for p in model.head.parameters()]
+    model.zero_grad()
+    features = over_split(model.features, model, split, torch.device("cpu"), torch.float32)
+    same_loss = accumulate_head_gradient(model, NO_SCALER, features, split, indices)
+    assert loss.item() == pytest.approx(same_loss.item(), rel=1e-6)
+    for parameter, gradient in zip(model.head.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize("spelling", ["./data/sample", "data/sample/"])

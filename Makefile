@@ -25,6 +25,9 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff check .
 	$(PY) -m pytest
 
+torture: .venv/ready-dev ## kills, full disks, broken files and a long run, in full
+	TORTURE=1 $(PY) -m pytest tests/test_survival.py
+
 .venv/ready: requirements.txt
 	@echo "installing into .venv (1.4 GB, with a CUDA build of PyTorch more)"
 	$(PYTHON) -m venv .venv
@@ -35,4 +38,4 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo sst cfimdb test
+.PHONY: help demo sst cfimdb test torture

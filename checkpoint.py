@@ -6,7 +6,8 @@ A checkpoint is a dict of
     model                     name -> float32 tensor
     data                      task, label_names, folder, leading_space, files: what the model was trained on
     settings                  the run's full configuration
-    progress                  step, epoch, seconds, token_budget, best
+    progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
+    run                       what the result hangs on: run_folder.run_facts
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 
@@ -28,7 +29,16 @@ CONTENT = {  # the dicts that a checkpoint must have, and the types of what must
     "model": {},
     "settings": {},
     "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "files": dict},
-    "progress": {"step": int, "epoch": float, "seconds": float, "token_budget": int, "best": dict},
+    "run": {},
+    "progress": {
+        "step": int,
+        "epoch": float,
+        "evaluated": int,
+        "seconds": float,
+        "token_budget": int,
+        "skipped": int,
+        "best": dict,
+    },
 }
 
 
@@ -38,7 +48,7 @@ def save(path: Path, model: GPT, **parts: dict[str, Any]) -> None:
     Args:
         path: the file to write.
         model: its configuration and weights go in.
-        parts: data, settings, progress and, to be able to resume, optimizer and scaler.
+        parts: data, settings, progress, run and, to be able to resume, optimizer and scaler.
 
     Raises:
         UserError: the disk is full, or path cannot be written.
@@ -91,7 +101,7 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         isinstance(name, str) and name.isprintable() for name in names
     ):
         raise UserError(f"{path} is damaged: its class names do not fit its configuration")
-    if not all(type(best.get(key)) in (int, float) for key in ("step", "epoch", "accuracy", "loss")):
+    if best and not all(type(best.get(key)) in (int, float) for key in ("step", "epoch", "accuracy", "loss")):
         raise UserError(f"{path} is damaged or incomplete: progress.best")
     return model, content
 

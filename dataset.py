@@ -7,10 +7,12 @@ A prepared folder holds, for each split (train, dev, test):
     <split>.labels.bin    int16    class numbers (absent where the TSV has none)
     <split>.ids.txt       UTF-8    the examples' ids, one a line
 
-and one meta.json: format version, label names, counts, tokenizer, and the sha256 of the sources and of each file above.
+and one meta.json: format version, label names, counts, tokenizer, and the sha256 of the sources, of each file above and
+of meta.json itself without that line.
 Numbers are little-endian.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,10 +27,10 @@ import numpy as np
 
 import tokenizer
 from errors import UserError
-from files import file_sha256, refuse_irregular
+from files import file_sha256, hold, refuse_irregular
 from tsv import Row, read_tsv
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
 FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
@@ -65,6 +67,7 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
         "splits": {},
     }
     encoding = tokenizer.load_tokenizer()
+    lock = hold(folder)
     staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
     try:
         print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
@@ -72,6 +75,7 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
         for split, path in files.items():
             meta["splits"][split], share = _write_split(path, split, len(label_names), encoding, staging, block_size)
             _print_row(split, meta["splits"][split], share)
+        meta["sha256"] = _meta_sha256(meta)
         (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in staging.iterdir():
             refuse_irregular(folder / path.name)
@@ -80,7 +84,14 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        lock.close()
     print(f"wrote {folder}{os.sep}")
+
+
+def _meta_sha256(meta: dict[str, Any]) -> str:
+    """Return the checksum of meta.json's content, that of the checksum itself left out."""
+    content = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_split(
@@ -200,7 +211,8 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
                 f"{path} has format version {meta['format_version']!r}, not {FORMAT_VERSION}: {again} again"
             )
         whole = (
-            isinstance(meta["task"], str)
+            meta["sha256"] == _meta_sha256(meta)
+            and isinstance(meta["task"], str)
             and isinstance(meta["label_names"], list)
             and len(meta["label_names"]) >= 2
             and all(isinstance(name, str) and name.isprintable() for name in meta["label_names"])

@@ -1,6 +1,7 @@
 """Which device and number format a run uses, and why."""
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 
@@ -81,8 +82,16 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"the safe choice on {device.type}"
 
 
-def tune(device: torch.device) -> None:
-    """Change the process's settings to what is fast on a device: TF32 on a GPU that has it, malloc's on a CPU."""
+def tune(device: torch.device, deterministic: bool = False) -> None:
+    """Change the process's settings to what is fast on a device: TF32 on a GPU that has it, malloc's on a CPU.
+
+    Args:
+        deterministic: use only kernels that give the same bits every time. PyTorch raises where it has none.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch's notes on reproducibility ask for
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
     if _has_tf32(device):
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":

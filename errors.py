@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -25,6 +26,8 @@ def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
     Exit status: 1 for a UserError, an OSError (disk full, no permission) or exhausted memory; 130 for Ctrl-C.
     """
     prepare_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see quiet_interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = main()
         sys.stdout.flush()
@@ -43,6 +46,12 @@ def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells have it
+
+
+def quiet_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback until run() is called: while PyTorch is imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ python evaluate.py --ckpt out/best.pt --text - < reviews.txt     (one a line; bl
 
 import argparse
 import csv
+import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -38,6 +39,9 @@ def main() -> None:
     model, saved = checkpoint.load(arguments.ckpt)
     if model.config.vocab_size < VOCAB_SIZE:
         raise UserError(f"{arguments.ckpt} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+    if arguments.info:
+        print(json.dumps(saved["run"], indent=2, ensure_ascii=False))
+        return
     where, why_device = device.choose_device(arguments.device)
     dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
     device.tune(where)
@@ -63,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = errors.argument_parser(__doc__)
     parser.add_argument("--ckpt", default="out/best.pt", help="checkpoint of finetune.py (default: %(default)s)")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
+    parser.add_argument("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
     parser.add_argument("--split", default="dev", help="train, dev or test (default: %(default)s)")
     parser.add_argument(
         "--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV"
@@ -98,18 +103,31 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
         )
 
 
-def predict(model: GPT, split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:
+def predict(
+    model: GPT,
+    split: Split,
+    where: torch.device,
+    dtype: torch.dtype,
+    on_examples: Callable[[int], Any] = lambda count: None,
+) -> Tensor:
     """Return the model's logits for a whole split, in its order: float32 (examples, num_classes) on the CPU.
+
+    on_examples is called with the number of examples of each micro-batch that is done.
 
     Raises:
         UserError: some are not finite.
     """
-    return over_split(model, model, split, where, dtype)
+    return over_split(model, model, split, where, dtype, on_examples)
 
 
 @torch.no_grad()
 def over_split(
-    compute: Callable[[Tensor, Tensor], Tensor], model: GPT, split: Split, where: torch.device, dtype: torch.dtype
+    compute: Callable[[Tensor, Tensor], Tensor],
+    model: GPT,
+    split: Split,
+    where: torch.device,
+    dtype: torch.dtype,
+    on_examples: Callable[[int], Any] = lambda count: None,
 ) -> Tensor:
     """Return what compute, the model or its features, gives for a whole split: float32 (examples, K) on the CPU."""
     model.eval()
@@ -122,6 +140,7 @@ def over_split(
         for indices in micro_batches:
             tokens, lengths = (device.send(array, where) for array in collate(split, indices, block_size))
             parts.append(compute(tokens, lengths))
+            on_examples(len(indices))
     outputs = torch.cat(parts).cpu()  # the only wait for the device
     if not outputs.isfinite().all():
         raise UserError("the model's outputs are not finite numbers: its weights are beyond use")

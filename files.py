@@ -1,13 +1,22 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written whole or not at all, their checksums, and folders that one process at a time writes into."""
 
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two processes are not kept apart
+    fcntl = None
+
+LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp|\.prepare-.+")  # of written_whole and of dataset.prepare
 
 
 @contextmanager
@@ -45,6 +54,36 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}; what was there before is untouched") from None
+
+
+def hold(folder: Path) -> IO:
+    """Keep other processes from writing into a folder until the returned file is closed or this process ends.
+
+    What a killed process has left there is removed. The lock is the system's: it dies with its holder.
+
+    Raises:
+        UserError: a living process holds the folder.
+    """
+    lock = open(folder / ".lock", "a+", encoding="utf-8")
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read(20).strip()
+        lock.close()
+        raise UserError(
+            f"{folder} is in use by another process ({holder}): wait for it, or use another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return lock
 
 
 def refuse_irregular(path: Path) -> None:

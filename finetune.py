@@ -9,6 +9,7 @@ import sys
 
 import errors
 from configurator import load_settings
+from seeds import run_seeds
 
 # -----------------------------------------------------------------------------
 # settings: change them in a config file or with --key=value
@@ -37,8 +38,11 @@ beta1 = 0.9  # AdamW's decay rate of the gradient's mean
 beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
+save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every ten minutes
 # machine
 seed = 1337  # of the new head, the order of the examples and every dropout mask
+seeds = []  # run the job once for each of these, as in [1,2,3], each in its own folder out_dir/seed-N
+deterministic = False  # the same bits on every run on a GPU, too; slower (a CPU gives them anyway)
 device = "auto"  # cuda, mps or cpu; auto takes the first that is there
 dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes what the hardware is fast in
 compile = False  # fuse each block's operators with torch.compile: for GPUs, slower on CPUs
@@ -59,7 +63,13 @@ RULES = {
     **dict.fromkeys(["data_dir", "out_dir", "init_from"], NAME),
     **dict.fromkeys(["block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size"], POSITIVE),
     **dict.fromkeys(["gradient_accumulation_steps", "learning_rate"], POSITIVE),
-    **dict.fromkeys(["max_steps", "warmup_steps", "min_lr", "weight_decay", "grad_clip", "seed"], NOT_NEGATIVE),
+    **dict.fromkeys(
+        ["max_steps", "save_interval", "warmup_steps", "min_lr", "weight_decay", "grad_clip", "seed"], NOT_NEGATIVE
+    ),
+    "seeds": (
+        lambda value: all(type(seed) is int and 0 <= seed < 2**53 for seed in value) and len(set(value)) == len(value),
+        "a list of different whole numbers, 0 or more",
+    ),
     "trainable_blocks": (lambda value: value >= -1, "-1 or more"),
     **dict.fromkeys(["dropout", "beta1", "beta2"], FRACTION),
     "lr_schedule": one_of("constant", "cosine"),
@@ -69,34 +79,49 @@ RULES = {
 
 # before PyTorch is imported, which takes seconds, so that --help and a mistyped setting are answered at once
 settings = errors.run(lambda: load_settings(__file__, sys.argv[1:], RULES)) if __name__ == "__main__" else None
+if settings:
+    errors.quiet_interrupt()
+    if settings.seeds:
+        errors.run(lambda: run_seeds(__file__, settings))
+        sys.exit()
 
 import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 import checkpoint
-from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_meta, load_split
-from device import autocast, choose_device, choose_dtype, send, tune
+from dataset import epoch_order, load_meta, load_split
+from device import choose_device, choose_dtype, tune
 from errors import UserError, is_out_of_memory
 from evaluate import loss_and_accuracy, over_split, predict
+from files import hold
 from model import GPT, GPTConfig
-from run_folder import refuse_to_replace_a_run, start_log, write_log
+from run_folder import now, refuse_to_replace_a_run, run_facts, start_log, write_log, write_run
+from step import (
+    accumulate_gradient,
+    accumulate_head_gradient,
+    classify,
+    compile_blocks,
+    halved,
+    learning_rate_at,
+    update,
+)
+from stopping import Stopped, stop_on_signals
 from tokenizer import VOCAB_SIZE
 
 SECONDS_BETWEEN_LINES = 5  # of plain output, where there is no terminal for a progress bar
 # what may differ when a run is resumed; anything else would make it another run
 FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
-FREE_ON_RESUME |= {"activation_checkpointing"}
+FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds"}
+SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
 
 
 def main() -> None:
@@ -106,7 +131,7 @@ def main() -> None:
     where, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, where)
     settings.dtype = str(dtype).removeprefix("torch.")
-    tune(where)
+    tune(where, settings.deterministic)
     print(f"device: {where} ({why_device})\ndtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands
@@ -114,12 +139,16 @@ def main() -> None:
     facts = data_facts(meta)
     saved = None
     if settings.init_from == "resume":
+        lock = hold(out) if out.is_dir() else None  # held until the process ends
         model, saved = load_resumable(out / "last.pt", facts)
     else:
         if not settings.overwrite:
             refuse_to_replace_a_run(out)
         model = new_model(len(meta["label_names"]))
         out.mkdir(parents=True, exist_ok=True)
+        lock = hold(out)
+        if not settings.overwrite:
+            refuse_to_replace_a_run(out)  # one that has begun in the meantime
     if model.config.vocab_size < VOCAB_SIZE:
         raise UserError(
             f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
@@ -130,19 +159,26 @@ def main() -> None:
         )
     if 0 <= settings.trainable_blocks < model.config.n_layer:
         model.train_last(settings.trainable_blocks)
+    run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
+    lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
+    run["settings"] = (saved["settings"] if saved else vars(settings)) | lengths
+    run.pop("ended", None)
     model.activation_checkpointing = settings.activation_checkpointing
     model.to(where)
     betas = (settings.beta1, settings.beta2)
     optimizer = torch.optim.AdamW(model.optimizer_groups(settings.weight_decay), betas=betas, fused=True)
     scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
-    step, best, seconds_before = 0, {}, 0.0
+    token_budget = settings.batch_size * settings.block_size  # of a micro-batch, padding included
+    longest = int(train.lengths(model.config.block_size).max())
+    progress = {"step": 0, "epoch": 0.0, "evaluated": 0, "seconds": 0.0, "skipped": 0, "best": {}}
     if saved:
         checkpoint.load_optimizer_state(optimizer, saved["optimizer"], out / "last.pt")
         scaler.load_state_dict(saved["scaler"])
-        step, best, seconds_before = (saved["progress"][key] for key in ("step", "best", "seconds"))
-        if not (out / "best.pt").is_file():
+        progress = saved["progress"]
+        token_budget = max(longest, min(token_budget, progress["token_budget"]))  # what fitted into the memory before
+        if progress["best"] and not (out / "best.pt").is_file():
             print(f"note: {out / 'best.pt'} is gone; the best of what follows will take its place")
-            best = {}
+            progress["best"] = {}
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = f", {trained:,} of them trained" if trained < parameters else ""
@@ -156,216 +192,166 @@ def main() -> None:
     steps_per_epoch = math.ceil(len(train) / step_size)  # the last may be smaller
     all_steps = settings.epochs * steps_per_epoch
     last_step = min(all_steps, settings.max_steps or all_steps)
-    if step >= last_step:
+    step = progress["step"]
+    if step >= last_step and not needs_evaluation(progress, steps_per_epoch):
         raise UserError(
             f"{out / 'last.pt'} is at step {step} of {last_step} already: raise epochs or max_steps to go on"
         )
-    token_budget = settings.batch_size * settings.block_size  # of a micro-batch, padding included
-    longest = int(train.lengths(model.config.block_size).max())
-    if saved:  # what fitted into the memory before
-        token_budget = max(longest, min(token_budget, saved["progress"]["token_budget"]))
     features = None
     if settings.trainable_blocks == 0:
         print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
         features = {split.name: over_split(model.features, model, split, where, dtype) for split in (train, dev)}
     elif settings.compile:
         compile_blocks(model, train, token_budget, where, dtype)
-    log = None
-    first_step, first_started = step, time.monotonic()
-    started = first_started - seconds_before
-    line_due = 0.0  # when to print the next plain line
 
     def examples_until(step: int) -> int:
         return step // steps_per_epoch * len(train) + step % steps_per_epoch * step_size
 
+    def save(name: str, **parts: dict[str, Any]) -> None:
+        progress["seconds"], progress["token_budget"] = time.monotonic() - started, token_budget
+        content = {"data": facts, "settings": vars(settings), "progress": progress, "run": run} | parts
+        write(out / name, partial(checkpoint.save, model=model, **content), failed)
+
+    def save_last() -> None:
+        save("last.pt", optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+
+    def on_examples(count: int) -> None:
+        bar.update(count)
+        stop_if_asked()
+
+    failed: dict[str, str] = {}  # what could not be written at the last attempt, and why
+    first_step, first_started, saved_at = step, time.monotonic(), time.monotonic()
+    started = first_started - progress["seconds"]
+    line_due = 0.0  # when to print the next plain line
     total, done = examples_until(last_step), examples_until(step)
     bar = tqdm(total=total, initial=done, unit="ex", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    stop_if_asked = stop_on_signals()
+    if saved:
+        start_log(out / "log.csv", step, progress["evaluated"])
 
-    while step < last_step:
-        step_started = time.monotonic()
-        epoch, step_in_epoch = divmod(step, steps_per_epoch)
-        bar.n = examples_until(step)  # a step may be taken a second time, see below
-        indices = epoch_order(len(train), settings.seed, epoch)[step_in_epoch * step_size :][:step_size]
-        bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
-        # a step's dropout masks depend on seed and step alone, so that a resumed run draws the same ones
-        torch.manual_seed(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64).item())
-        for group in optimizer.param_groups:
-            group["lr"] = rate = learning_rate_at(step, all_steps, settings)
-        try:
-            if features is None:
-                mean_loss = accumulate_gradient(model, scaler, train, indices, token_budget, dtype, bar.update)
-            else:
-                mean_loss = accumulate_head_gradient(model, scaler, features["train"], train, indices)
-            loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            token_budget = halved(token_budget, longest)
-            optimizer.zero_grad(set_to_none=False)
-            continue  # with the same step
-        step += 1
+    try:
+        while True:
+            # after every epoch, and at the end: the whole dev set, and checkpoints
+            if needs_evaluation(progress, steps_per_epoch) or step >= last_step:
+                evaluation_started = time.monotonic()
+                if features is None:
+                    logits = predict(model, dev, where, dtype, lambda count: stop_if_asked())
+                else:
+                    logits = classify(model, features["dev"])
+                dev_loss, accuracy = loss_and_accuracy(logits, dev.labels)
+                speed = len(dev) / (time.monotonic() - evaluation_started)
+                row = {"step": step, "epoch": progress["epoch"], "loss": dev_loss, "accuracy": accuracy}
+                seconds = time.monotonic() - started
+                times = {"examples_per_second": speed, "seconds": seconds}
+                write(out / "log.csv", partial(write_log, split="dev", **row, **times), failed)
+                best, whole_epoch = progress["best"], step % steps_per_epoch == 0
+                is_best = not best or whole_epoch and (accuracy, -dev_loss) > (best["accuracy"], -best["loss"])
+                mark = ", the best so far" if is_best else ""
+                tqdm.write(f"epoch {row['epoch']:.4g}: dev accuracy {accuracy:.3f}, dev loss {dev_loss:.4f}{mark}")
+                if whole_epoch:
+                    progress["evaluated"] = step
+                    progress["best"] = row if is_best else best
+                run["best"] = best = row if is_best else best
+                if is_best:  # an end inside the first epoch leaves a best.pt, too, that a resumed run does not count
+                    save("best.pt", progress=progress | {"best": row, "seconds": seconds, "token_budget": token_budget})
+                save_last()
+                saved_at = time.monotonic()
+            if step >= last_step:
+                break
 
-        now = time.monotonic()
-        # not sooner: a run that fails before its first step has changed nothing
-        log = log or start_log(out, step - 1)
-        row = {"step": step, "epoch": step / steps_per_epoch, "seconds": now - started}
-        speed = len(indices) / (now - step_started)
-        write_log(log, **row, split="train", loss=loss, learning_rate=rate, grad_norm=norm, examples_per_second=speed)
-        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.0e}")
-        if bar.disable and now > line_due:
-            left = duration((now - first_started) / (step - first_step) * (last_step - step))
-            print(
-                f"step {step}/{last_step}: loss {loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s, {left} left",
-                flush=True,
+            step_started = time.monotonic()
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            bar.n = examples_until(step)  # a step may be taken a second time, see below
+            indices = epoch_order(len(train), settings.seed, epoch)[step_in_epoch * step_size :][:step_size]
+            bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
+            # a step's dropout masks depend on seed and step alone, so that a resumed run draws the same ones
+            torch.manual_seed(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64).item())
+            for group in optimizer.param_groups:
+                group["lr"] = rate = learning_rate_at(step, all_steps, settings)
+            try:
+                if features is None:
+                    mean_loss = accumulate_gradient(model, scaler, train, indices, token_budget, dtype, on_examples)
+                else:
+                    mean_loss = accumulate_head_gradient(model, scaler, features["train"], train, indices)
+                loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                token_budget = halved(token_budget, longest)
+                optimizer.zero_grad(set_to_none=False)
+                continue  # with the same step
+            except UserError as error:
+                ids = train.ids()
+                raise UserError(
+                    f"step {step + 1}, on examples {', '.join(ids[i] for i in indices[:3])}, ...: {error}"
+                ) from None
+            step += 1
+            progress["step"], progress["epoch"] = step, step / steps_per_epoch
+            progress["skipped"] += not math.isfinite(norm)  # by the scaler, in float16
+
+            done_at = time.monotonic()
+            if step == 1:  # not sooner: a run that fails before its first step has changed nothing
+                write(out / "log.csv", partial(start_log, step=0, evaluated=0), failed)
+                write(out / "run.json", partial(write_run, facts=run), failed)
+            speed = len(indices) / (done_at - step_started)
+            row = {"step": step, "epoch": progress["epoch"], "loss": loss, "learning_rate": rate, "grad_norm": norm}
+            times = {"examples_per_second": speed, "seconds": done_at - started}
+            write(out / "log.csv", partial(write_log, split="train", **row, **times), failed)
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.0e}")
+            if bar.disable and done_at > line_due:
+                left = duration((done_at - first_started) / (step - first_step) * (last_step - step))
+                print(
+                    f"step {step}/{last_step}: loss {loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s, {left} left",
+                    flush=True,
+                )
+                line_due = done_at + SECONDS_BETWEEN_LINES
+            due = (
+                step % settings.save_interval == 0
+                if settings.save_interval
+                else done_at - saved_at > SECONDS_BETWEEN_SAVES
             )
-            line_due = now + SECONDS_BETWEEN_LINES
-        if step % steps_per_epoch and step < last_step:
-            continue
-
-        # after every epoch, and at the end: the whole dev set, and checkpoints
-        logits = predict(model, dev, where, dtype) if features is None else classify(model, features["dev"])
-        dev_loss, accuracy = loss_and_accuracy(logits, dev.labels)
-        row["seconds"] = time.monotonic() - started
-        speed = len(dev) / (time.monotonic() - now)
-        write_log(log, **row, split="dev", loss=dev_loss, accuracy=accuracy, examples_per_second=speed)
-        is_best = not best or (accuracy, -dev_loss) > (best["accuracy"], -best["loss"])
-        if is_best:
-            best = {"step": step, "epoch": row["epoch"], "accuracy": accuracy, "loss": dev_loss}
-        mark = ", the best so far" if is_best else ""
-        tqdm.write(f"epoch {row['epoch']:.4g}: dev accuracy {accuracy:.3f}, dev loss {dev_loss:.4f}{mark}")
-        progress = {"step": step, "epoch": row["epoch"], "best": best, "seconds": row["seconds"]}
-        progress["token_budget"] = token_budget
-        parts = {"data": facts, "settings": vars(settings), "progress": progress}
-        if is_best:
-            checkpoint.save(out / "best.pt", model, **parts)
-        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        checkpoint.save(out / "last.pt", model, **parts, **state)
+            if due and step % steps_per_epoch:
+                save_last()
+                saved_at = time.monotonic()
+            stop_if_asked()
+    except Stopped as stopped:
+        bar.close()
+        optimizer.zero_grad(set_to_none=False)
+        if step > 0:
+            save_last()
+        resume = f": --init_from=resume goes on from {out / 'last.pt'}" if (out / "last.pt").is_file() else ""
+        print(f"stopped after {step} steps{resume}", file=sys.stderr)
+        sys.exit(128 + stopped.args[0])
     bar.close()
-
+    run["ended"] = now()
+    write(out / "run.json", partial(write_run, facts=run), failed)
+    lock.close()
+    best = run["best"]
     print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
-    print(f"wall time {duration(time.monotonic() - started)}; {out}{os.sep} has best.pt, last.pt and log.csv")
+    if progress["skipped"]:
+        print(f"skipped: {progress['skipped']} steps whose gradient was not finite in float16")
+    print(f"wall time {duration(time.monotonic() - started)}; {out}{os.sep} has best.pt, last.pt, log.csv and run.json")
+    if failed:
+        raise UserError("the run is done, but not all of it could be written: " + "; ".join(failed.values()))
     print(f"next: python evaluate.py --ckpt {out / 'best.pt'}")
 
 
-def accumulate_gradient(
-    model: GPT,
-    scaler: torch.amp.GradScaler,
-    split: Split,
-    indices: np.ndarray,
-    token_budget: int,
-    dtype: torch.dtype,
-    on_examples: Callable[[int], Any] = lambda count: None,
-) -> Tensor:
-    """Add the gradient of the mean loss over some examples, however many micro-batches it takes; return that loss.
-
-    Args:
-        indices: (n,) the step's examples, numbers into split.
-        token_budget: tokens of a micro-batch, padding included.
-        on_examples: called with the number of examples of each micro-batch that is done.
-    """
-    model.train()
-    where, block_size = model.head.weight.device, model.config.block_size
-    micro_batches = cut_into_micro_batches(indices, split.lengths(block_size), token_budget, model.micro_batch_cost())
-    # everything is on its way to the device before the first micro-batch is computed
-    inputs = [[send(array, where) for array in collate(split, chosen, block_size)] for chosen in micro_batches]
-    targets = [send(split.labels[chosen].astype(np.int64), where) for chosen in micro_batches]
-    total = torch.zeros((), device=where)
-    with autocast(where, dtype):  # around all micro-batches, so that weights are cast once
-        for (tokens, lengths), labels in zip(inputs, targets, strict=True):
-            # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
-            loss = F.cross_entropy(model(tokens, lengths), labels, reduction="sum") / len(indices)
-            with torch.autocast(where.type, enabled=False):  # the backward pass keeps each operator's own dtype
-                scaler.scale(loss).backward()
-            total += loss.detach()
-            on_examples(len(labels))
-    return total
+def needs_evaluation(progress: dict[str, Any], steps_per_epoch: int) -> bool:
+    """Return whether an epoch is done and not yet evaluated."""
+    step = progress["step"]
+    return step > progress["evaluated"] and step % steps_per_epoch == 0
 
 
-def accumulate_head_gradient(
-    model: GPT, scaler: torch.amp.GradScaler, features: Tensor, split: Split, indices: np.ndarray
-) -> Tensor:
-    """Do the same for the head alone, on the whole split's features (examples, C)."""
-    where = model.head.weight.device
-    labels = send(split.labels[indices].astype(np.int64), where)
-    loss = F.cross_entropy(model.classify(features[torch.from_numpy(indices)].to(where)), labels)
-    scaler.scale(loss).backward()
-    return loss.detach()
-
-
-@torch.no_grad()
-def classify(model: GPT, features: Tensor) -> Tensor:
-    """Return the head's logits for a whole split's features, on the CPU."""
-    return model.classify(features.to(model.head.weight.device)).cpu()
-
-
-def update(
-    model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, grad_clip: float
-) -> tuple[float, float]:
-    """Clip the gradient, step, and zero it; return the loss and the gradient's norm before clipping.
-
-    Raises:
-        UserError: loss or gradient is not finite; the step was not taken. (In float16 the scaler skips it and goes on.)
-    """
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    loss, norm = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
-    if not scaler.is_enabled() and not math.isfinite(loss + norm):
-        raise UserError(
-            f"the loss is {loss} and the gradient's norm {norm}, so the step was not taken: "
-            f"try a lower learning_rate, warmup_steps, or dtype=float32"
-        )
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=False)
-    return loss, norm
-
-
-def halved(token_budget: int, longest: int) -> int:
-    """Return the token budget to go on with after memory ran out, and say so.
-
-    Raises:
-        UserError: a micro-batch of the longest sequence alone (longest: its tokens) did not fit.
-    """
-    if token_budget <= longest:
-        raise UserError(
-            "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
-            "a smaller block_size, --trainable_blocks=0 or a smaller model"
-        )
-    halved = max(token_budget // 2, longest)
-    tqdm.write(f"out of memory: the step is taken again in micro-batches of {halved:,} tokens, not {token_budget:,}")
-    return halved
-
-
-def compile_blocks(model: GPT, split: Split, token_budget: int, where: torch.device, dtype: torch.dtype) -> None:
-    """Compile the model's blocks, for sequences of any length and number, and print how long it took.
-
-    Raises:
-        UserError: PyTorch cannot compile on this machine.
-    """
-    started = time.monotonic()
-    torch._dynamo.config.recompile_limit = 32  # first or last block, training or not, single sequences
-    for block in model.h:
-        block.compile(dynamic=True)
-    examples = np.arange(min(len(split), 64))
+def write(path: Path, action: Callable[[Path], None], failed: dict[str, str]) -> None:
+    """Call action(path). Where it fails, say so, note it in failed, and let the training go on."""
     try:
-        accumulate_gradient(model, torch.amp.GradScaler(enabled=False), split, examples, token_budget, dtype)
-        model.zero_grad(set_to_none=False)
-    except Exception as error:  # a missing compiler, an unsupported GPU: each with its own type
-        if is_out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"compile=True does not work on this machine ({reason}): leave it out") from None
-    print(f"compile: {time.monotonic() - started:.0f} s")
-
-
-def learning_rate_at(step: int, all_steps: int, settings: SimpleNamespace) -> float:
-    """Return the rate of a step, counted from 0: a linear warm-up, then constant or half a cosine down to min_lr."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.lr_schedule == "constant":
-        return settings.learning_rate
-    done = (step - settings.warmup_steps) / max(1, all_steps - settings.warmup_steps)
-    return settings.min_lr + (settings.learning_rate - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        action(path)
+        failed.pop(path.name, None)
+    except (UserError, OSError) as error:
+        if path.name not in failed:
+            tqdm.write(f"warning: {error}; training goes on", file=sys.stderr)
+        failed[path.name] = str(error)
 
 
 def new_model(num_classes: int) -> GPT:

@@ -37,8 +37,9 @@ from configurator import load_settings
 from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_meta, load_split
 from errors import UserError
 from files import written_whole
-from finetune import RULES, accumulate_gradient, compile_blocks
+from finetune import RULES
 from model import GPT, GPTConfig
+from step import accumulate_gradient, compile_blocks
 
 REPO = Path(__file__).resolve().parents[1]
 TASKS = ("sst", "cfimdb", "sample")
@@ -246,7 +247,7 @@ def trainer(
             self.taken += 1
             if not best and self.taken == 2:  # warm-up
                 self.first, self.started = self.first + 2, synchronize(where)
-            elif not best and time.perf_counter() - self.started > settings.seconds:
+            elif not best and self.taken > 2 and time.perf_counter() - self.started > settings.seconds:
                 control.should_training_stop = True
                 self.seconds, self.last = synchronize(where) - self.started, self.taken
 

@@ -63,6 +63,11 @@ def prepared_sample(tmp_path_factory) -> Path:
     return folder
 
 
+def visible(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, but for the lock that a process leaves there."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
 @pytest.fixture
 def workspace(prepared_sample, tmp_path) -> Path:
     """A copy of the prepared sample that a test may spoil."""

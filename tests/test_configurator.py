@@ -121,7 +121,9 @@ def test_help_lists_every_setting_and_answers_at_once(tmp_path):
     import finetune
 
     names = {
-        name for name, value in vars(finetune).items() if name.islower() and type(value) in (int, float, str, bool)
+        name
+        for name, value in vars(finetune).items()
+        if name.islower() and type(value) in (int, float, str, bool, list)
     }
     names -= {name for name in names if name.startswith("_")}
     for name in names:

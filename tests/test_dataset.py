@@ -1,5 +1,6 @@
 """The .bin format from both ends: what goes in comes out, what does not fit is refused with file and line."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,12 +10,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import make_split, refuse, succeed
+from conftest import make_split, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import (
     PERCENTILES,
+    _meta_sha256,
     collate,
     cut_into_micro_batches,
     epoch_order,
@@ -23,6 +25,7 @@ from dataset import (
     prepare,
 )
 from errors import UserError
+from files import hold
 from model import GPT, GPTConfig
 from tokenizer import load_tokenizer
 from tsv import read_tsv
@@ -136,13 +139,13 @@ def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, mes
     good = tmp_path / "good.tsv"
     good.write_text(HEADER + "0\ta\tfine\t1\n")
     prepare("x", {"train": good, "dev": good}, ["no", "yes"], 16, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = visible(tmp_path / "out")
     bad = tmp_path / "bad.tsv"
     bad.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
         prepare("x", {"train": good, "dev": bad}, ["no", "yes"], 16, tmp_path / "out")
     assert str(error.value).startswith(str(bad)) and message in str(error.value)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert visible(tmp_path / "out") == before
 
 
 def test_a_missing_tsv_and_a_missing_folder(tmp_path):
@@ -170,9 +173,9 @@ def test_blank_lines_are_passed_over_and_line_numbers_hold(tmp_path):
 
 def test_preparing_twice_gives_the_same_bytes(workspace):
     folder = workspace / "data" / "sample"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = visible(folder)
     succeed("prepare_sample.py", cwd=workspace)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert visible(folder) == before
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
@@ -215,9 +218,32 @@ def test_a_broken_meta_json_is_refused(prepared_sample, tmp_path, change):
     folder = tmp_path / "sample"
     shutil.copytree(prepared_sample / "data" / "sample", folder)
     meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(change(meta))
+    changed = change(meta)
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):  # crafted, that is with the right checksum
+        content = json.loads(changed)
+        changed = json.dumps(content | {"sha256": _meta_sha256(content)}) if isinstance(content, dict) else changed
+    (folder / "meta.json").write_text(changed)
     with pytest.raises(UserError):
         load_split(folder, "train")
+
+
+def test_a_changed_class_name_is_noticed(prepared_sample, tmp_path):
+    shutil.copytree(prepared_sample / "data" / "sample", tmp_path / "sample")
+    path = tmp_path / "sample" / "meta.json"
+    path.write_text(path.read_text().replace("negative", "nagative"))
+    with pytest.raises(UserError, match="meta.json is broken: run `python prepare_sample.py` again"):
+        load_meta(tmp_path / "sample")
+
+
+def test_two_prepares_at_once_are_kept_apart_and_leftovers_are_swept_up(workspace):
+    folder = workspace / "data" / "sample"
+    (folder / ".prepare-dead").mkdir()
+    (folder / ".meta.json.123.tmp").touch()
+    with hold(folder):
+        assert "data/sample is in use by another process" in refuse("prepare_sample.py", cwd=workspace)
+    (folder / ".prepare-dead").mkdir(exist_ok=True)
+    succeed("prepare_sample.py", cwd=workspace)
+    assert not list(folder.glob(".prepare-*")) + list(folder.glob(".*.tmp"))
 
 
 def test_a_folder_that_was_not_prepared_says_what_to_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import shutil
@@ -14,9 +15,11 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import checkpoint
 import evaluate
+from dataset import _meta_sha256
 from errors import UserError
 from evaluate import classify_lines, loss_and_accuracy, predict
 from model import GPT, GPTConfig
+from tokenizer import load_tokenizer
 
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
 
@@ -165,22 +168,32 @@ def test_text_is_classified_line_by_line(place, run_here):
         run_here("--text", "-", stdin=b"fine\n\xff\xfe\n")
 
 
-def test_text_gets_the_leading_space_of_the_training_data(place, capsys):
+def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, capsys):
     model, saved = checkpoint.load(place / "out" / "best.pt")
-    model.wte.weight.data *= 30  # so that a single token shows in three digits
+    seen = []
 
-    def classify(text: str, leading_space: bool) -> list[str]:
+    def predict(model, split, where, dtype):
+        seen.append(split.tokens.tolist())
+        return torch.zeros(len(split), 2)
+
+    monkeypatch.setattr(evaluate, "predict", predict)
+    encoding = load_tokenizer()
+    for text, leading_space, expected in [
+        ("A mess.", True, " A mess."),
+        (" A mess.", True, " A mess."),
+        (" A mess.", False, " A mess."),
+        ("A mess.", False, "A mess."),
+    ]:
         data = saved["data"] | {"leading_space": leading_space}
         classify_lines(model, data, iter([text]), torch.device("cpu"), torch.float32)
-        return capsys.readouterr().out.splitlines()[1].split()[:3]
-
-    assert classify("A mess.", True) == classify(" A mess.", True) == classify(" A mess.", False)
-    assert classify("A mess.", True) != classify("A mess.", False)
+        assert seen.pop() == encoding.encode_ordinary(expected)
+    assert "A mess." in capsys.readouterr().out
 
 
 def spoil_task(place):
     meta = place / "data" / "sample" / "meta.json"
-    meta.write_text(meta.read_text().replace('"task": "sample"', '"task": "other"'))
+    content = json.loads(meta.read_text()) | {"task": "other"}
+    meta.write_text(json.dumps(content | {"sha256": _meta_sha256(content)}))
 
 
 def spoil_weights(place):
@@ -243,7 +256,8 @@ def write(content):
         (change("data", leading_space=None), DAMAGED),
         (change("data", folder=3), DAMAGED),
         (change("progress", step="3"), DAMAGED),
-        (change("progress", best={}), DAMAGED),
+        (change("progress", best={"step": 1}), DAMAGED),
+        (change("progress", token_budget=None), DAMAGED),
         (write({"format": "gpt2-classifier", "format_version": torch.tensor([1, 2])}), "has format version"),
         (write([1, 2]), "no checkpoint of finetune.py"),
         (write({"model": {}}), "no checkpoint of finetune.py"),

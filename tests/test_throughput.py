@@ -6,7 +6,7 @@ import shutil
 from conftest import refuse, succeed
 
 TINY = ["--tasks", "sample", "--n_layer", "2", "--n_head", "2", "--n_embd", "16", "--examples", "32", "--rounds", "1"]
-TINY += ["--seconds", "1", "--contenders", "ours", "trainer", "trainer-best", "nanogpt"]
+TINY += ["--seconds", "0", "--contenders", "ours", "trainer", "trainer-best", "nanogpt"]
 
 
 def test_the_throughput_benchmark_measures_and_records_every_contender(prepared_sample, tmp_path):
@@ -16,6 +16,7 @@ def test_the_throughput_benchmark_measures_and_records_every_contender(prepared_
     rows = {row["contender"]: row["runs"][0] for row in record["rows"]}
     assert list(rows) == ["ours", "trainer", "trainer-best", "nanogpt"]
     assert rows["ours"]["examples"] == rows["trainer-best"]["examples"] == 32  # whole steps
+    assert rows["trainer"]["examples"] == 8 and rows["nanogpt"]["examples"] == 32  # one micro-batch, after a warm-up
     assert rows["trainer"]["dtype"] == rows["nanogpt"]["dtype"] == "float32"
     assert rows["nanogpt"]["padding_share"] > max(rows["ours"]["padding_share"], rows["trainer"]["padding_share"])
     assert all(run["examples_per_second"] > 0 and run["peak_memory_gb"] > 0.1 for run in rows.values())

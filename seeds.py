@@ -1,0 +1,73 @@
+"""The same job once for each of several seeds, and what came out: finetune.py --seeds=[1,2,3]."""
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from errors import UserError
+from files import written_whole
+
+
+def run_seeds(script: str, settings: SimpleNamespace) -> None:
+    """Run script with each of settings.seeds in out_dir/seed-N; print a table and write it to out_dir/seeds.json.
+
+    The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
+
+    Raises:
+        UserError: a run failed; it has said why.
+    """
+    out = Path(settings.out_dir)
+    results = {}
+    for seed in settings.seeds:
+        folder = out / f"seed-{seed}"
+        if settings.overwrite or not _is_done(folder, settings):
+            print(f"seed {seed}: {folder}", flush=True)
+            resume = (folder / "last.pt").is_file() and not settings.overwrite
+            _run([script, *sys.argv[1:], "--seeds=[]", f"--seed={seed}", f"--out_dir={folder}"], resume)
+        results[seed] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["best"]
+    accuracies = [best["accuracy"] for best in results.values()]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    best_seed = max(results, key=lambda seed: (results[seed]["accuracy"], -results[seed]["loss"]))
+    print(f"\n{'seed':>10}{'best epoch':>12}{'dev accuracy':>14}{'dev loss':>10}")
+    for seed, best in results.items():
+        print(f"{seed:>10}{best['epoch']:>12.4g}{best['accuracy']:>14.3f}{best['loss']:>10.4f}")
+    print(f"mean {mean:.4f}, standard deviation {deviation:.4f} ({len(results)} seeds); best: seed {best_seed}")
+    with written_whole(out / "seeds.json", "w") as f:
+        summary = {"mean": mean, "standard_deviation": deviation, "best_seed": best_seed, "seeds": results}
+        json.dump(summary, f, indent=2)
+        f.write("\n")
+
+
+def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
+    """Return whether a finished run of the same length is in a folder."""
+    try:
+        run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        lengths = [(of["epochs"], of["max_steps"]) for of in (run["settings"], vars(settings))]
+        return "ended" in run and lengths[0] == lengths[1] and (folder / "best.pt").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _run(words: list[str], resume: bool) -> None:
+    """Run a job to its end; a signal to this process stops it as it stops a run, and then this process."""
+    process = subprocess.Popen([sys.executable, *words, *(["--init_from=resume"] if resume else [])])
+    received = []
+
+    def pass_on(number: int, _: Any) -> None:
+        received.append(number)
+        process.terminate()  # not SIGINT: Ctrl-C in a terminal has reached it already, and a second one would kill it
+
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    status = process.wait()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+    if received:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + received[0])
+    if status:
+        raise UserError(f"{words[-1].removeprefix('--out_dir=')}: the run failed (exit status {status}), see above")

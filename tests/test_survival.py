@@ -1,0 +1,374 @@
+"""Stops of every kind lose nothing, and broken files do no harm. TORTURE=1 runs the long version (make torture)."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from conftest import REPO, refuse, succeed
+from test_finetune import RUN, read_log, same_state, workspace  # noqa: F401, a fixture
+
+import checkpoint
+from configurator import load_settings
+from dataset import load_split
+from errors import UserError
+from finetune import RULES
+from tsv import read_tsv
+
+TORTURE = "TORTURE" in os.environ
+TIMES = {"seconds", "examples_per_second"}
+
+
+def start(*words: str, cwd) -> subprocess.Popen:
+    """Start finetune.py without waiting for it."""
+    words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], *words]
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, a shell's background jobs ignore Ctrl-C
+    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+
+
+def wait_for(process: subprocess.Popen, beginning: str) -> None:
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def assert_same_run(a, b) -> None:
+    """Compare two out_dirs bit by bit: last.pt and best.pt, and log.csv but for its times."""
+    for name in ("last.pt", "best.pt"):
+        first, second = (checkpoint.load(folder / name)[1] for folder in (a, b))
+        for part in ("model", "optimizer"):
+            assert same_state(first.get(part, {}), second.get(part, {})), (name, part)
+        assert first["progress"]["best"].items() >= second["progress"]["best"].items()
+    logs = [
+        [{key: value for key, value in row.items() if key not in TIMES} for row in read_log(folder / "log.csv")]
+        for folder in (a, b)
+    ]
+    assert logs[0] == logs[1]
+
+
+LONGER = ["--epochs=8", "--save_interval=3"]  # 56 steps
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared_sample, tmp_path_factory):
+    """The out_dir of a run that nothing stopped, and the seconds from its first step to its end."""
+    place = tmp_path_factory.mktemp("unbroken")
+    shutil.copytree(prepared_sample / "data", place / "data")
+    (place / "config").mkdir()
+    (place / "config" / "sample.py").write_text(
+        'data_dir = "data/sample"\ninit_from = "scratch"\n'
+        "gradient_accumulation_steps = 2\nepochs = 2\nlearning_rate = 1e-3\n"
+    )
+    succeed(*RUN, *LONGER, cwd=place)
+    return place / "out", float(read_log(place / "out" / "log.csv")[-1]["seconds"])
+
+
+@pytest.mark.parametrize("number", range(30 if TORTURE else 3))
+def test_a_killed_run_resumes_to_the_same_bits(workspace, unbroken, number):  # noqa: F811
+    whole, seconds = unbroken
+    chance = random.Random(number)
+    kills = 0
+    resume = []
+    while True:
+        process = start(*LONGER, *resume, cwd=workspace)
+        wait_for(process, "data: ")
+        if kills < 2:
+            time.sleep(chance.uniform(0, seconds))
+            process.kill()
+            kills += process.poll() is None
+        _, errors = process.communicate(timeout=120)
+        if process.returncode == 0 or "already" in errors:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        resume = ["--init_from=resume"] if (workspace / "out" / "last.pt").exists() else ["--overwrite=True"]
+    assert_same_run(workspace / "out", whole)
+    assert not list((workspace / "out").glob(".*.tmp"))  # a killed save's leftovers are gone
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unbroken, signum, status):  # noqa: F811
+    process = start(*LONGER, cwd=workspace)
+    wait_for(process, "epoch 2:")
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "--init_from=resume goes on from out/last.pt" in errors and "Traceback" not in errors
+    assert len(read_log(workspace / "out" / "log.csv")) >= 16
+    succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
+    assert_same_run(workspace / "out", unbroken[0])
+
+
+def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):  # noqa: F811
+    script = f"""
+        import os, runpy, signal, sys
+        sys.path.insert(0, {str(REPO)!r})
+        import evaluate
+        predict = evaluate.predict
+        def stopped_in_the_middle(*args):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return predict(*args)
+        evaluate.predict = stopped_in_the_middle
+        sys.argv = {[str(REPO / RUN[0]), *RUN[1:], *LONGER]!r}
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=workspace, capture_output=True, text=True
+    )
+    assert done.returncode == 143 and "stopped after 7 steps" in done.stderr, done.stderr
+    assert [row["split"] for row in read_log(workspace / "out" / "log.csv")] == ["train"] * 7
+    succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
+    assert_same_run(workspace / "out", unbroken[0])
+
+
+def test_a_second_ctrl_c_ends_at_once(workspace):  # noqa: F811
+    process = start("--epochs=1000", cwd=workspace)
+    wait_for(process, "epoch 1:")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert checkpoint.load(workspace / "out" / "last.pt")
+
+
+def test_two_runs_in_one_folder_are_kept_apart(workspace):  # noqa: F811
+    process = start("--epochs=1000", cwd=workspace)
+    wait_for(process, "epoch 1:")
+    for option in ("--overwrite=True", "--init_from=resume"):
+        message = refuse(*RUN, option, cwd=workspace)
+        assert f"out is in use by another process ({process.pid})" in message
+    process.kill()
+    process.communicate()
+    succeed(*RUN, "--init_from=resume", "--epochs=40", cwd=workspace)
+
+
+FAULTS = """
+    import itertools, os, sys, torch
+    sys.path.insert(0, sys.argv[1])
+    import checkpoint, files
+    from model import GPT, GPTConfig
+    torch.set_num_threads(1)
+    path = files.Path("last.pt")
+    _, old = checkpoint.load(path)
+    model = GPT(GPTConfig(**old["config"]))
+    parts = {key: old[key] for key in ("data", "settings", "progress", "run")}
+    left = 0
+
+    def count():
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)  # as a SIGKILL would
+
+    class Counting:
+        def __init__(self, file):
+            self.file = file
+        def write(self, data):
+            count()
+            half = len(data) // 2
+            self.file.write(data[:half])
+            self.file.flush()
+            count()
+            return half + self.file.write(data[half:])
+        def __enter__(self):
+            return self
+        def __exit__(self, *_):
+            self.file.close()
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def before(function):
+        def wrapped(*args, **kwargs):
+            count()
+            return function(*args, **kwargs)
+        return wrapped
+
+    outcomes = []
+    for calls in itertools.count():
+        left = calls
+        child = os.fork()
+        if child == 0:
+            files.open = lambda *args, **kwargs: Counting(open(*args, **kwargs))
+            for name in ("open", "fsync", "replace", "close"):
+                setattr(os, name, before(getattr(os, name)))
+            checkpoint.save(path, model, **parts)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        _, now = checkpoint.load(path)  # whole in any case
+        either = (old["model"], model.state_dict())
+        same = [all(torch.equal(now["model"][name], weights[name]) for name in weights) for weights in either]
+        assert any(same), calls
+        outcomes.append(same.index(True))
+        if os.WEXITSTATUS(status) == 0:
+            break
+    assert outcomes == sorted(outcomes) and outcomes[-1] == 1
+    files.hold(files.Path(".").resolve())
+    assert not list(files.Path(".").glob(".*.tmp"))
+    print(len(outcomes))
+"""
+
+
+def test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint(workspace):  # noqa: F811
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    words = [sys.executable, "-c", textwrap.dedent(FAULTS), str(REPO)]
+    done = subprocess.run(words, cwd=workspace / "out", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_a_removed_folder_does_not_end_the_run(workspace):  # noqa: F811
+    process = start("--epochs=60", cwd=workspace)
+    wait_for(process, "epoch 1:")
+    shutil.rmtree(workspace / "out")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert checkpoint.load(workspace / "out" / "last.pt")[1]["progress"]["step"] == 420
+
+
+# -----------------------------------------------------------------------------
+# what a run says of itself
+
+
+def test_a_run_records_what_its_result_hangs_on(workspace):  # noqa: F811
+    succeed(*RUN, "--seed=5", cwd=workspace)
+    run = json.loads((workspace / "out" / "run.json").read_text())
+    meta = json.loads((workspace / "data" / "sample" / "meta.json").read_text())
+    assert run["settings"]["seed"] == run["seed"] == 5 and run["dtype"] == "float32"
+    assert run["data"]["files"]["train"] == meta["splits"]["train"]["files"]
+    commit = subprocess.run(["git", "-C", REPO, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert commit.returncode != 0 or run["git"]["commit"] == commit.stdout.strip()
+    assert len(run["initial_weights_sha256"]) == 64 and run["started"] <= run["ended"]
+    dev = [row for row in read_log(workspace / "out" / "log.csv") if row["split"] == "dev"]
+    assert run["best"]["accuracy"] == max(float(row["accuracy"]) for row in dev)
+    shown = json.loads(succeed("evaluate.py", "--info", cwd=workspace))
+    assert shown == {key: value for key, value in run.items() if key != "ended"}
+
+
+def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # noqa: F811
+    words = [*RUN, "--seeds=[3,1]", "--epochs=1"]
+    process = start("--seeds=[3,1]", "--epochs=1", cwd=workspace)
+    wait_for(process, "seed 1: out/seed-1")
+    wait_for(process, "step 1/7")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command goes on from here" in errors, errors
+    printed = succeed(*words, cwd=workspace)
+    assert "seed 3: out" not in printed and "seed 1: out/seed-1" in printed  # the first was done
+    summary = json.loads((workspace / "out" / "seeds.json").read_text())
+    accuracies = []
+    for seed in (3, 1):
+        succeed(*RUN, f"--seed={seed}", "--epochs=1", f"--out_dir=alone-{seed}", cwd=workspace)
+        assert_same_run(workspace / "out" / f"seed-{seed}", workspace / f"alone-{seed}")
+        accuracies.append(float(read_log(workspace / f"alone-{seed}" / "log.csv")[-1]["accuracy"]))
+        assert summary["seeds"][str(seed)]["accuracy"] == accuracies[-1]
+    assert summary["mean"] == pytest.approx(np.mean(accuracies))
+    assert summary["standard_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"mean {np.mean(accuracies):.4f}, standard deviation {np.std(accuracies, ddof=1):.4f} (2 seeds)" in printed
+    # again: nothing left to do
+    again = succeed(*words, cwd=workspace)
+    assert "out/seed-" not in again and again.splitlines()[-1] == printed.splitlines()[-1]
+    assert "seeds must be a list of different whole numbers" in refuse(*RUN, "--seeds=[1,1]", cwd=workspace)
+
+
+def test_deterministic_changes_nothing_on_a_cpu(workspace):  # noqa: F811
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    succeed(*RUN, "--max_steps=2", "--deterministic=True", "--out_dir=deterministic", cwd=workspace)
+    assert_same_run(workspace / "deterministic", workspace / "out")
+
+
+# -----------------------------------------------------------------------------
+# bad files
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Content with bits flipped, cut short, a piece doubled, or bytes put in."""
+    content = bytearray(content)
+    place = chance.randrange(len(content))
+    kind = chance.randrange(4)
+    if kind == 0:
+        for _ in range(chance.choice([1, 1, 1, 5])):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    elif kind == 1:
+        del content[place:]
+    elif kind == 2:
+        content[place:place] = content[place : place + chance.randrange(1, 100)]
+    else:
+        content[place:place] = chance.randbytes(chance.randrange(1, 20))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["data", "checkpoint", "tsv", "config"])
+def test_a_damaged_file_loads_as_it_was_or_is_refused(workspace, kind, monkeypatch):  # noqa: F811
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    monkeypatch.chdir(workspace)
+    folder = workspace / "data" / "sample"
+    _, original = checkpoint.load("out/last.pt")
+    rows = list(read_tsv(folder / "dev.tsv", 2, True))
+    split = load_split(folder, "dev")
+    arrays = {name: np.array(getattr(split, name)) for name in ("tokens", "offsets", "labels")}
+    paths = {
+        "data": [
+            folder / name for name in ("meta.json", "dev.bin", "dev.offsets.bin", "dev.labels.bin", "dev.ids.txt")
+        ],
+        "checkpoint": [workspace / "out" / "last.pt"],
+        "tsv": [folder / "dev.tsv"],
+        "config": [REPO / "config" / "finetune_sst.py"],
+    }[kind]
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(600 if TORTURE else 60):
+        path = chance.choice(paths)
+        whole = path.read_bytes()
+        bad = workspace / "bad.py" if kind == "config" else path
+        bad.write_bytes(damaged(whole, chance))
+        try:
+            if kind == "data":
+                loaded = load_split(folder, "dev")
+                assert all(np.array_equal(getattr(loaded, name), arrays[name]) for name in arrays)
+            elif kind == "checkpoint":
+                _, loaded = checkpoint.load(path)
+                assert same_state(loaded, original)
+            elif kind == "tsv":  # text may become other text; what must not be is a crash or another shape
+                assert all(row.sentence.strip() and row.label in (0, 1) for row in read_tsv(path, 2, True))
+            else:
+                load_settings(str(REPO / "finetune.py"), [str(bad)], RULES)
+        except UserError as error:
+            refused += 1
+            assert len(str(error)) < 1000
+        if kind != "config":
+            path.write_bytes(whole)
+    assert refused > 10
+    assert len(rows) == len(split)
+
+
+# -----------------------------------------------------------------------------
+# a long run
+
+
+def test_memory_stays_flat_over_many_steps(workspace):  # noqa: F811
+    steps, settled = (2000, 200) if TORTURE else (300, 100)
+    options = ["--batch_size=16", "--gradient_accumulation_steps=1", "--epochs=1000", f"--max_steps={steps}"]
+    process = start(*options, cwd=workspace)
+    log, memory = workspace / "out" / "log.csv", {}
+    while process.poll() is None:
+        time.sleep(0.05)
+        try:
+            with open(f"/proc/{process.pid}/status") as f:
+                resident = next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
+            with open(log, newline="") as f:
+                memory[sum(row["split"] == "train" for row in csv.DictReader(f))] = resident
+        except (OSError, StopIteration):
+            continue
+    assert process.returncode == 0, process.stderr.read()
+    later = {step: resident for step, resident in memory.items() if step >= settled}
+    assert len(later) > 5
+    first = later[min(later)]
+    assert max(later.values()) <= 1.02 * first, (first, max(later.values()))

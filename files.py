@@ -64,12 +64,12 @@ def hold(folder: Path) -> IO:
     Raises:
         UserError: a living process holds the folder.
     """
-    lock = open(folder / ".lock", "a+", encoding="utf-8")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what a link points to must not be written into
+    lock = open(os.open(folder / ".lock", flags, 0o666), "r+", encoding="utf-8")
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
         holder = lock.read(20).strip()
         lock.close()
         raise UserError(

@@ -319,7 +319,8 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=False)
         if step > 0:
             save_last()
-        resume = f": --init_from=resume goes on from {out / 'last.pt'}" if (out / "last.pt").is_file() else ""
+        is_saved = step > 0 and "last.pt" not in failed
+        resume = f": --init_from=resume goes on from {out / 'last.pt'}" if is_saved else ""
         print(f"stopped after {step} steps{resume}", file=sys.stderr)
         sys.exit(128 + stopped.args[0])
     bar.close()

@@ -4,7 +4,7 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      task, label_names, folder, leading_space, files: what the model was trained on
+    data                      task, label_names, folder, leading_space, examples, files: what the model was trained on
     settings                  the run's full configuration
     progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
     run                       what the result hangs on: run_folder.run_facts
@@ -23,12 +23,12 @@ from files import written_whole
 from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONTENT = {  # the dicts that a checkpoint must have, and the types of what must be in them
     "config": {},
     "model": {},
-    "settings": {},
-    "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "files": dict},
+    "settings": {"init_from": str, "prompt": str},
+    "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "examples": dict, "files": dict},
     "run": {},
     "progress": {
         "step": int,

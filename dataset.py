@@ -169,20 +169,25 @@ def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared folder; the arrays are memory-mapped."""
+    """One split of a prepared folder; the arrays are memory-mapped. A prompt, if there is one, ends every sequence."""
 
     name: str
     folder: Path
     tokens: np.ndarray  # (tokens,) uint16
     offsets: np.ndarray  # (examples + 1,) int64
     labels: np.ndarray | None  # (examples,) int16
+    prompt: tuple[int, ...] = ()  # tokens
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def lengths(self, block_size: int) -> np.ndarray:
-        """Return each example's number of tokens, at most block_size: (examples,) int64."""
-        return np.minimum(np.diff(self.offsets), block_size)
+        """Return each example's number of tokens, prompt included, at most block_size: (examples,) int64."""
+        return np.minimum(self.whole_lengths(), block_size)
+
+    def whole_lengths(self) -> np.ndarray:
+        """Return the same before anything is cut."""
+        return np.diff(self.offsets) + len(self.prompt)
 
     def ids(self) -> list[str]:
         """Return the examples' ids."""
@@ -312,11 +317,13 @@ def cut_into_micro_batches(
 def collate(split: Split, indices: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (tokens, lengths) of some examples: int64 (B, T), right-padded to the longest of them, and int64 (B,).
 
-    A sequence longer than block_size keeps its last block_size tokens.
+    A sequence longer than block_size keeps its last block_size tokens, so that of the prompt nothing is lost.
     """
-    ends = split.offsets[indices + 1]
-    lengths = np.minimum(ends - split.offsets[indices], block_size)
+    ends, prompt = split.offsets[indices + 1], split.prompt
+    lengths = np.minimum(ends - split.offsets[indices] + len(prompt), block_size)
     tokens = np.full((len(indices), lengths.max()), tokenizer.END_OF_TEXT, dtype=np.int64)
     for row, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
-        tokens[row, :length] = split.tokens[end - length : end]
+        cut = length - len(prompt)
+        tokens[row, :cut] = split.tokens[end - cut : end]
+        tokens[row, cut:length] = prompt
     return tokens, lengths

@@ -70,8 +70,10 @@ def prepare_streams() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr and exit with status 1."""
-    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
+    """Print one line on stderr, with the process's number if torchrun has started several, and exit with status 1."""
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "
+    print("error: " + who + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(1)
 
 

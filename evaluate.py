@@ -1,16 +1,25 @@
 """Evaluate a checkpoint on a prepared split, or classify text.
 
 python evaluate.py --ckpt out/best.pt
+python evaluate.py --ckpt out/best.pt --errors 20 --plots plots
+python evaluate.py --ckpt out/best.pt --compare other/best.pt
+python evaluate.py --ckpt out/seed-1/best.pt out/seed-2/best.pt  (an ensemble: the mean of their probabilities)
 python evaluate.py --ckpt out/best.pt --split test --predictions sst-test.csv
+python evaluate.py --ckpt out/best.pt --submission submission
 python evaluate.py --ckpt out/best.pt --text "A lovely film."
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt     (one a line; blank lines are passed over)
 """
 
+import errors
+
+if __name__ == "__main__":
+    errors.quiet_interrupt()  # while PyTorch is imported
+
 import argparse
-import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,79 +27,141 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from tqdm import tqdm
 
 import checkpoint
 import device
-import errors
-from dataset import Split, collate, cut_into_micro_batches, load_meta, load_split
+from dataset import Split, load_meta, load_split
 from errors import UserError
-from files import refuse_irregular, written_whole
+from files import refuse_irregular
 from model import GPT
-from tokenizer import VOCAB_SIZE, load_tokenizer
+from predict import average, predict
+from report import print_comparison, print_errors, print_report, write_predictions, write_submission
+from tokenizer import VOCAB_SIZE, encode_prompt, load_tokenizer
 
 MAX_CHARACTERS = 131072  # of a text, as in the TSV files
-TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results
+SUBMISSION_SPLITS = ("dev", "test")
+Loaded = tuple[GPT, dict[str, Any]]  # a model and its checkpoint
 
 
 def main() -> None:
     arguments = parse_arguments()
-    check_predictions_path(arguments)
-    model, saved = checkpoint.load(arguments.ckpt)
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(f"{arguments.ckpt} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+    loaded = [checkpoint.load(path) for path in arguments.ckpt]
+    others = [checkpoint.load(path) for path in arguments.compare]
+    paths_and_loaded = list(zip(arguments.ckpt + arguments.compare, loaded + others, strict=True))
     if arguments.info:
-        print(json.dumps(saved["run"], indent=2, ensure_ascii=False))
+        for _, saved in loaded:
+            print(json.dumps(saved["run"], indent=2, ensure_ascii=False))
         return
+    task, label_names = (loaded[0][1]["data"][key] for key in ("task", "label_names"))
+    check_outputs(arguments, task)
     where, why_device = device.choose_device(arguments.device)
     dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
     device.tune(where)
-    model.to(where)
+    for path, (model, saved) in paths_and_loaded:
+        if model.config.vocab_size < VOCAB_SIZE:
+            raise UserError(f"{path} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+        if saved["data"]["label_names"] != label_names:
+            raise UserError(f"{path} has other classes than {arguments.ckpt[0]}: they cannot answer together")
+        model.to(where)
     if arguments.text is not None:
-        classify_lines(model, saved["data"], read_lines(arguments.text), where, dtype)
+        classify_lines(loaded, read_lines(arguments.text), where, dtype)
         return
-    folder = arguments.data_dir or saved["data"]["folder"]
-    check_same_task(arguments.ckpt, saved["data"], folder)
+
+    folder = arguments.data_dir or loaded[0][1]["data"]["folder"]
+    for path, (_, saved) in paths_and_loaded:
+        check_same_task(path, saved["data"], folder)
     split = load_split(folder, arguments.split)
-    progress, dtype_name = saved["progress"], str(dtype).removeprefix("torch.")
-    print(f"checkpoint {arguments.ckpt}, step {progress['step']} (epoch {progress['epoch']})")
-    print(f"device {where} ({why_device})\ndtype {dtype_name} ({why_dtype})")
-    print(f"{len(split):,} examples of {folder}, {split.name} split")
-    logits = predict(model, split, where, dtype)
+    if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
+        raise UserError(f"{folder}'s {split.name} split has no labels: --compare, --errors and --plots need them")
+    submitted = [load_split(folder, name) for name in SUBMISSION_SPLITS] if arguments.submission else []
+    for path, (_, saved) in paths_and_loaded[: len(loaded)]:
+        print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
+    print(f"device {where} ({why_device})\ndtype {str(dtype).removeprefix('torch.')} ({why_dtype})")
+    print(f"{len(split):,} examples of {folder}, {split.name} split", flush=True)
+    logits = predict_all(loaded, split, where, dtype)
     if arguments.predictions:
         write_predictions(arguments.predictions, split, logits.softmax(-1).numpy())
         print(f"wrote {arguments.predictions}")
-    print_report(logits, split, saved["data"]["label_names"])
+    if arguments.submission:
+        arguments.submission.mkdir(parents=True, exist_ok=True)
+        for path, its_split in zip(submission_paths(arguments.submission, task), submitted, strict=True):
+            is_done = its_split.name == split.name
+            write_submission(path, its_split, logits if is_done else predict_all(loaded, its_split, where, dtype))
+            print(f"wrote {path}")
+    if arguments.plots:
+        from plots import OF_A_SPLIT
+
+        arguments.plots.mkdir(parents=True, exist_ok=True)
+        for name, draw in OF_A_SPLIT.items():
+            draw(arguments.plots / name, logits, split, label_names)
+            print(f"wrote {arguments.plots / name}")
+    print_report(logits, split, label_names)
+    if arguments.compare:
+        print_comparison(logits, predict_all(others, split, where, dtype), split, " + ".join(arguments.compare))
+    if arguments.errors:
+        print_errors(arguments.errors, logits, split, label_names)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = errors.argument_parser(__doc__)
-    parser.add_argument("--ckpt", default="out/best.pt", help="checkpoint of finetune.py (default: %(default)s)")
-    parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
-    parser.add_argument("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
-    parser.add_argument("--split", default="dev", help="train, dev or test (default: %(default)s)")
-    parser.add_argument(
-        "--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV"
+    add = parser.add_argument
+    add(
+        "--ckpt",
+        nargs="+",
+        default=["out/best.pt"],
+        metavar="FILE",
+        help="checkpoint of finetune.py; of several the probabilities are averaged (default: out/best.pt)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="let --predictions replace a file")
-    parser.add_argument("--text", help="classify this text line by line; - reads standard input")
-    parser.add_argument("--device", choices=device.DEVICES, default="auto", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto", help="default: %(default)s")
-    return parser.parse_args()
+    add("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
+    add("--split", default="dev", help="train, dev or test (default: %(default)s)")
+    add("--compare", nargs="+", default=[], metavar="FILE", help="test the difference to another checkpoint")
+    add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
+    add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
+    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
+    add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
+    add("--overwrite", action="store_true", help="let these three replace files")
+    add("--text", help="classify this text line by line; - reads standard input")
+    add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
+    add("--device", choices=device.DEVICES, default="auto", help="default: %(default)s")
+    add("--dtype", choices=("auto", *device.DTYPES), default="auto", help="default: %(default)s")
+    arguments = parser.parse_args()
+    if arguments.errors < 0:
+        raise UserError(f"--errors must be 0 or more, not {arguments.errors}")
+    return arguments
 
 
-def check_predictions_path(arguments: argparse.Namespace) -> None:
-    """Raise a UserError, before any work is done, where --predictions could not or should not be written."""
-    path = arguments.predictions
-    if path is None:
-        return
+def submission_paths(folder: Path, task: str) -> list[Path]:
+    """Return the course's file names, for dev and for test."""
+    return [folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS]
+
+
+def check_outputs(arguments: argparse.Namespace, task: str) -> None:
+    """Raise a UserError, before any work is done, where a file could not or should not be written."""
+    asked = {"--predictions": arguments.predictions, "--plots": arguments.plots, "--submission": arguments.submission}
     if arguments.text is not None:
-        raise UserError("--predictions is for a prepared split; with --text redirect the output instead")
-    if not path.name or not path.parent.is_dir():
-        raise UserError(f"--predictions {path}: its folder does not exist")
-    refuse_irregular(path)
-    if path.exists() and (not arguments.overwrite or path.samefile(arguments.ckpt)):
-        raise UserError(f"{path} exists already: name another file, or add --overwrite (never the checkpoint itself)")
+        more = [name for name, path in asked.items() if path]
+        more += [name for name in ("--compare", "--errors") if getattr(arguments, name[2:])]
+        if more:
+            raise UserError(f"{', '.join(more)}: for a prepared split only; with --text redirect the output instead")
+    files = []
+    if path := arguments.predictions:
+        if not path.name or not path.parent.is_dir():
+            raise UserError(f"--predictions {path}: its folder does not exist")
+        files.append(path)
+    if arguments.plots:
+        from plots import OF_A_SPLIT  # here, since importing matplotlib takes a second
+
+        files += [arguments.plots / name for name in OF_A_SPLIT]
+    if arguments.submission:
+        files += submission_paths(arguments.submission, task)
+    for path in files:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder")
+        refuse_irregular(path)
+        is_checkpoint = path.exists() and any(path.samefile(ckpt) for ckpt in arguments.ckpt + arguments.compare)
+        if is_checkpoint or (path.exists() and not arguments.overwrite):
+            raise UserError(f"{path} exists already: name another, or add --overwrite (never a checkpoint itself)")
 
 
 def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
@@ -103,99 +174,20 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
         )
 
 
-def predict(
-    model: GPT,
-    split: Split,
-    where: torch.device,
-    dtype: torch.dtype,
-    on_examples: Callable[[int], Any] = lambda count: None,
-) -> Tensor:
-    """Return the model's logits for a whole split, in its order: float32 (examples, num_classes) on the CPU.
-
-    on_examples is called with the number of examples of each micro-batch that is done.
-
-    Raises:
-        UserError: some are not finite.
-    """
-    return over_split(model, model, split, where, dtype, on_examples)
-
-
-@torch.no_grad()
-def over_split(
-    compute: Callable[[Tensor, Tensor], Tensor],
-    model: GPT,
-    split: Split,
-    where: torch.device,
-    dtype: torch.dtype,
-    on_examples: Callable[[int], Any] = lambda count: None,
-) -> Tensor:
-    """Return what compute, the model or its features, gives for a whole split: float32 (examples, K) on the CPU."""
-    model.eval()
-    block_size = model.config.block_size
-    micro_batches = cut_into_micro_batches(
-        np.arange(len(split)), split.lengths(block_size), TOKEN_BUDGET, model.micro_batch_cost()
-    )
-    parts = []
-    with device.autocast(where, dtype):  # around all micro-batches, so that weights are cast once
-        for indices in micro_batches:
-            tokens, lengths = (device.send(array, where) for array in collate(split, indices, block_size))
-            parts.append(compute(tokens, lengths))
-            on_examples(len(indices))
-    outputs = torch.cat(parts).cpu()  # the only wait for the device
-    if not outputs.isfinite().all():
-        raise UserError("the model's outputs are not finite numbers: its weights are beyond use")
-    return torch.empty_like(outputs).index_copy_(0, torch.from_numpy(np.concatenate(micro_batches)), outputs)
-
-
-def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]:
-    """Return the mean cross-entropy in nats and the share of right predictions."""
-    targets = torch.from_numpy(labels.astype(np.int64))
-    return F.cross_entropy(logits, targets).item(), (logits.argmax(-1) == targets).double().mean().item()
-
-
-def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
-    """Print loss, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy."""
-    predictions = logits.argmax(-1).numpy()
-    if split.labels is None:
-        counts = np.bincount(predictions, minlength=len(label_names))
-        print("\nno labels to compare with; predicted:")
-        print(
-            "\n".join(
-                f"  {number} {name:<16}{count:>7,}"
-                for number, (name, count) in enumerate(zip(label_names, counts, strict=True))
-            )
+def predict_all(loaded: list[Loaded], split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
+    with tqdm(total=len(loaded) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        return average(
+            [
+                predict(model, replace(split, prompt=prompt_of(model, saved)), where, dtype, bar.update)
+                for model, saved in loaded
+            ]
         )
-        return
-    from sklearn.metrics import (
-        classification_report,
-        confusion_matrix,
-        f1_score,
-    )  # here, since importing it takes a second
-
-    loss, accuracy = loss_and_accuracy(logits, split.labels)
-    classes, labels = range(len(label_names)), np.asarray(split.labels)
-    print(f"\nloss {loss:.4f}")
-    print(f"macro-F1 {f1_score(labels, predictions, labels=classes, average='macro', zero_division=0):.4f}\n")
-    table = classification_report(
-        labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0
-    )
-    print(table)
-    print("confusion matrix (a row for each true class, a column for each predicted one)")
-    width = max(map(len, label_names)) + 4
-    print(" " * width + "".join(f"{number:>7}" for number in classes))
-    for number, row in enumerate(confusion_matrix(labels, predictions, labels=classes)):
-        print(f"{number} {label_names[number]}".ljust(width) + "".join(f"{count:>7,}" for count in row))
-    print(f"\n{split.name} accuracy: {accuracy:.3f}")
 
 
-def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
-    """Write a CSV row for every example, in place only when whole; the label is empty where there is none."""
-    labels = [""] * len(split) if split.labels is None else split.labels.tolist()
-    with written_whole(path, "w") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["id", "label", "prediction", *(f"p{c}" for c in range(probabilities.shape[1]))])
-        for id, label, row in zip(split.ids(), labels, probabilities, strict=True):
-            writer.writerow([id, label, row.argmax(), *(f"{p:.6f}" for p in row)])
+def prompt_of(model: GPT, saved: dict[str, Any]) -> tuple[int, ...]:
+    """Return the tokens of the prompt that a checkpoint was trained with."""
+    return encode_prompt(saved["settings"]["prompt"], model.config.block_size)
 
 
 def read_lines(text: str) -> Iterator[str]:
@@ -212,11 +204,9 @@ def read_lines(text: str) -> Iterator[str]:
             yield decoded
 
 
-def classify_lines(
-    model: GPT, data: dict[str, Any], lines: Iterator[str], where: torch.device, dtype: torch.dtype
-) -> None:
+def classify_lines(loaded: list[Loaded], lines: Iterator[str], where: torch.device, dtype: torch.dtype) -> None:
     """Print a table: each line's predicted class, the probability of every class, and the line."""
-    encoding, names = load_tokenizer(), data["label_names"]
+    encoding, names = load_tokenizer(), loaded[0][1]["data"]["label_names"]
     widths = [max(len(name), 5) + 2 for name in names]
     first = max(len("prediction"), *map(len, names))
     first_line = next(lines, None)
@@ -227,12 +217,16 @@ def classify_lines(
     print("prediction".ljust(first) + header + "  text")
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(lines, 1 if sys.stdin.isatty() else 256)):
-        # a leading space changes the first token: give it to texts where all training sentences have it
-        texts = [" " + line if data["leading_space"] and not line.startswith(" ") else line for line in chunk]
-        sequences = [np.array(tokens, dtype=np.uint16) for tokens in encoding.encode_ordinary_batch(texts)]
-        offsets = np.cumsum([0, *map(len, sequences)])
-        split = Split("text", Path(), np.concatenate(sequences), offsets, None)
-        for line, row in zip(chunk, predict(model, split, where, dtype).softmax(-1), strict=True):
+        logits = []
+        for model, saved in loaded:
+            # a leading space changes the first token: give it to texts where all training sentences have it
+            space = " " if saved["data"]["leading_space"] else ""
+            texts = [line if line.startswith(" ") else space + line for line in chunk]
+            sequences = [np.array(tokens, dtype=np.uint16) for tokens in encoding.encode_ordinary_batch(texts)]
+            offsets = np.cumsum([0, *map(len, sequences)])
+            split = Split("text", Path(), np.concatenate(sequences), offsets, None, prompt_of(model, saved))
+            logits.append(predict(model, split, where, dtype))
+        for line, row in zip(chunk, average(logits).softmax(-1), strict=True):
             probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))
             print(names[row.argmax()].ljust(first) + probabilities + "  " + errors.printable(line), flush=True)
 

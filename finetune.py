@@ -3,8 +3,10 @@
 python finetune.py config/finetune_sst.py
 python finetune.py config/finetune_sst.py --batch_size=16 --gradient_accumulation_steps=128
 python finetune.py config/finetune_sst.py --init_from=resume
+torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py    (two GPUs, or two processes on a CPU)
 """
 
+import os
 import sys
 
 import errors
@@ -15,11 +17,13 @@ from seeds import run_seeds
 # settings: change them in a config file or with --key=value
 # data and output
 data_dir = "data/sst"  # a folder that a prepare script wrote
-out_dir = "out"  # gets best.pt, last.pt and log.csv
+out_dir = "out"  # gets best.pt, last.pt, log.csv, run.json and curves.png
 overwrite = False  # replace another run's checkpoints in out_dir
 # model
 init_from = "gpt2"  # gpt2[-medium|-large|-xl], a directory, scratch, or resume (from out_dir/last.pt)
 block_size = 64  # a longer sequence keeps its last block_size tokens
+prompt = ""  # text that ends every sequence, as a question; a long sentence is cut, the prompt never
+label_words = []  # one single-token word a class, as ["bad", "good"]: the head starts as their embeddings
 trainable_blocks = -1  # train the last so many blocks and the head; 0: the head only, -1: everything
 dropout = 0.2  # on embeddings, attention probabilities and both residual branches
 n_layer = 4  # blocks, for init_from=scratch
@@ -39,6 +43,12 @@ beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
 save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every ten minutes
+# reports
+reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none
+tensorboard_log = False  # write for TensorBoard, too, into out_dir/tensorboard (pip install tensorboard)
+wandb_log = False  # send to Weights & Biases, too (pip install wandb)
+wandb_project = "finetune-gpt2"  # its project
+wandb_run_name = ""  # its name for the run; empty: out_dir
 # machine
 seed = 1337  # of the new head, the order of the examples and every dropout mask
 seeds = []  # run the job once for each of these, as in [1,2,3], each in its own folder out_dir/seed-N
@@ -60,7 +70,7 @@ def one_of(*names: str) -> tuple:
 
 
 RULES = {
-    **dict.fromkeys(["data_dir", "out_dir", "init_from"], NAME),
+    **dict.fromkeys(["data_dir", "out_dir", "init_from", "wandb_project"], NAME),
     **dict.fromkeys(["block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size"], POSITIVE),
     **dict.fromkeys(["gradient_accumulation_steps", "learning_rate"], POSITIVE),
     **dict.fromkeys(
@@ -71,7 +81,8 @@ RULES = {
         "a list of different whole numbers, 0 or more",
     ),
     "trainable_blocks": (lambda value: value >= -1, "-1 or more"),
-    **dict.fromkeys(["dropout", "beta1", "beta2"], FRACTION),
+    "label_words": (lambda value: all(type(word) is str and word for word in value), "a list of words"),
+    **dict.fromkeys(["dropout", "beta1", "beta2", "reference_accuracy"], FRACTION),
     "lr_schedule": one_of("constant", "cosine"),
     "device": one_of("auto", "cuda", "mps", "cpu"),
     "dtype": one_of("auto", "float32", "bfloat16", "float16"),
@@ -81,29 +92,32 @@ RULES = {
 settings = errors.run(lambda: load_settings(__file__, sys.argv[1:], RULES)) if __name__ == "__main__" else None
 if settings:
     errors.quiet_interrupt()
+    if settings.seeds and "LOCAL_RANK" in os.environ:
+        errors.fail("--seeds runs one job after the other: not under torchrun")
     if settings.seeds:
         errors.run(lambda: run_seeds(__file__, settings))
         sys.exit()
 
 import math
-import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import checkpoint
-from dataset import epoch_order, load_meta, load_split
+import distributed
+from dataset import Split, epoch_order, load_meta, load_split
 from device import choose_device, choose_dtype, tune
 from errors import UserError, is_out_of_memory
-from evaluate import loss_and_accuracy, over_split, predict
 from files import hold
 from model import GPT, GPTConfig
+from predict import loss_and_accuracy, over_split, predict
 from run_folder import now, refuse_to_replace_a_run, run_facts, start_log, write_log, write_run
 from step import (
     accumulate_gradient,
@@ -114,20 +128,37 @@ from step import (
     learning_rate_at,
     update,
 )
-from stopping import Stopped, stop_on_signals
-from tokenizer import VOCAB_SIZE
+from stopping import Stopped, note_signals
+from tokenizer import VOCAB_SIZE, encode_label_words, encode_prompt
+from trackers import start_trackers
 
 SECONDS_BETWEEN_LINES = 5  # of plain output, where there is no terminal for a progress bar
 # what may differ when a run is resumed; anything else would make it another run
 FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
-FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds"}
+FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds", "reference_accuracy"}
+FREE_ON_RESUME |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
+OF_ONE_MACHINE = {"data_dir", "out_dir", "init_from", "device"}  # what may differ between processes
 SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
 
 
 def main() -> None:
+    """Train, as one of several processes or as the only one."""
+    try:
+        distributed.start(settings.device)
+        train_and_evaluate()
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        raise UserError("another process of this run has ended; its message says why") from None
+    finally:
+        distributed.stop()
+
+
+def train_and_evaluate() -> None:
     out = Path(settings.out_dir)
     meta = load_meta(settings.data_dir)
-    train, dev = (load_split(settings.data_dir, name) for name in ("train", "dev"))
+    prompt = encode_prompt(settings.prompt, settings.block_size)
+    train, dev = (replace(load_split(settings.data_dir, name), prompt=prompt) for name in ("train", "dev"))
     where, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, where)
     settings.dtype = str(dtype).removeprefix("torch.")
@@ -135,33 +166,12 @@ def main() -> None:
     print(f"device: {where} ({why_device})\ndtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands
-    torch.manual_seed(settings.seed)
     facts = data_facts(meta)
-    saved = None
-    if settings.init_from == "resume":
-        lock = hold(out) if out.is_dir() else None  # held until the process ends
-        model, saved = load_resumable(out / "last.pt", facts)
-    else:
-        if not settings.overwrite:
-            refuse_to_replace_a_run(out)
-        model = new_model(len(meta["label_names"]))
-        out.mkdir(parents=True, exist_ok=True)
-        lock = hold(out)
-        if not settings.overwrite:
-            refuse_to_replace_a_run(out)  # one that has begun in the meantime
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
-        )
-    if settings.trainable_blocks > model.config.n_layer:
-        raise UserError(
-            f"trainable_blocks={settings.trainable_blocks}, but the model has {model.config.n_layer} blocks"
-        )
-    if 0 <= settings.trainable_blocks < model.config.n_layer:
-        model.train_last(settings.trainable_blocks)
+    model, saved, lock = begin_or_resume(out, facts)
     run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
     lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
     run["settings"] = (saved["settings"] if saved else vars(settings)) | lengths
+    run["processes"] = distributed.size()
     run.pop("ended", None)
     model.activation_checkpointing = settings.activation_checkpointing
     model.to(where)
@@ -179,14 +189,9 @@ def main() -> None:
         if progress["best"] and not (out / "best.pt").is_file():
             print(f"note: {out / 'best.pt'} is gone; the best of what follows will take its place")
             progress["best"] = {}
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = f", {trained:,} of them trained" if trained < parameters else ""
-    print(f"model: {parameters:,} parameters{frozen}, init_from {settings.init_from}")
-    print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
-    longer = (np.diff(train.offsets) > model.config.block_size).sum()
-    if longer:
-        print(f"note: {longer:,} train examples are longer than block_size and keep their last tokens only")
+    common = {name: value for name, value in vars(settings).items() if name not in OF_ONE_MACHINE}
+    distributed.refuse_differences(common | {"data": facts["files"], "step of last.pt": progress["step"]})
+    describe(model, train, dev)
 
     step_size = settings.batch_size * settings.gradient_accumulation_steps  # examples a step
     steps_per_epoch = math.ceil(len(train) / step_size)  # the last may be smaller
@@ -203,6 +208,8 @@ def main() -> None:
         features = {split.name: over_split(model.features, model, split, where, dtype) for split in (train, dev)}
     elif settings.compile:
         compile_blocks(model, train, token_budget, where, dtype)
+    replica = model if features else distributed.parallel(model)
+    trackers = start_trackers(settings, run, out, step) if distributed.rank() == 0 else []
 
     def examples_until(step: int) -> int:
         return step // steps_per_epoch * len(train) + step % steps_per_epoch * step_size
@@ -215,18 +222,32 @@ def main() -> None:
     def save_last() -> None:
         save("last.pt", optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
 
+    def record(**row: float | str) -> None:
+        write(out / "log.csv", partial(write_log, **row), failed)
+        for track in trackers:
+            write(out / "trackers", lambda _, track=track: track(row), failed)
+
+    def stop_if_asked() -> None:
+        if number := distributed.largest(signal_received()):
+            raise Stopped(number)
+
+    def stop_if_alone() -> None:
+        if distributed.size() == 1:  # several can only stop together, between steps
+            stop_if_asked()
+
     def on_examples(count: int) -> None:
-        bar.update(count)
-        stop_if_asked()
+        bar.update(count * distributed.size())
+        stop_if_alone()
 
     failed: dict[str, str] = {}  # what could not be written at the last attempt, and why
     first_step, first_started, saved_at = step, time.monotonic(), time.monotonic()
     started = first_started - progress["seconds"]
     line_due = 0.0  # when to print the next plain line
     total, done = examples_until(last_step), examples_until(step)
-    bar = tqdm(total=total, initial=done, unit="ex", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    stop_if_asked = stop_on_signals()
-    if saved:
+    is_hidden = distributed.rank() > 0 or not sys.stderr.isatty()
+    bar = tqdm(total=total, initial=done, unit="ex", disable=is_hidden, dynamic_ncols=True)
+    signal_received = note_signals("step" if distributed.size() > 1 else "micro-batch")
+    if saved and distributed.rank() == 0:
         start_log(out / "log.csv", step, progress["evaluated"])
 
     try:
@@ -235,7 +256,7 @@ def main() -> None:
             if needs_evaluation(progress, steps_per_epoch) or step >= last_step:
                 evaluation_started = time.monotonic()
                 if features is None:
-                    logits = predict(model, dev, where, dtype, lambda count: stop_if_asked())
+                    logits = predict(model, dev, where, dtype, lambda count: stop_if_alone())
                 else:
                     logits = classify(model, features["dev"])
                 dev_loss, accuracy = loss_and_accuracy(logits, dev.labels)
@@ -243,7 +264,7 @@ def main() -> None:
                 row = {"step": step, "epoch": progress["epoch"], "loss": dev_loss, "accuracy": accuracy}
                 seconds = time.monotonic() - started
                 times = {"examples_per_second": speed, "seconds": seconds}
-                write(out / "log.csv", partial(write_log, split="dev", **row, **times), failed)
+                record(split="dev", **row, **times)
                 best, whole_epoch = progress["best"], step % steps_per_epoch == 0
                 is_best = not best or whole_epoch and (accuracy, -dev_loss) > (best["accuracy"], -best["loss"])
                 mark = ", the best so far" if is_best else ""
@@ -255,6 +276,10 @@ def main() -> None:
                 if is_best:  # an end inside the first epoch leaves a best.pt, too, that a resumed run does not count
                     save("best.pt", progress=progress | {"best": row, "seconds": seconds, "token_budget": token_budget})
                 save_last()
+                from plots import draw_curves  # here, since importing matplotlib takes a second
+
+                draw = partial(draw_curves, log=out / "log.csv", reference_accuracy=settings.reference_accuracy)
+                write(out / "curves.png", draw, failed)
                 saved_at = time.monotonic()
             if step >= last_step:
                 break
@@ -264,19 +289,24 @@ def main() -> None:
             bar.n = examples_until(step)  # a step may be taken a second time, see below
             indices = epoch_order(len(train), settings.seed, epoch)[step_in_epoch * step_size :][:step_size]
             bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
-            # a step's dropout masks depend on seed and step alone, so that a resumed run draws the same ones
-            torch.manual_seed(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64).item())
+            # a step's dropout masks depend on seed, step and process alone: a resumed run draws the same ones
+            seeds = [settings.seed, step, distributed.rank()]
+            torch.manual_seed(np.random.SeedSequence(seeds).generate_state(1, np.uint64).item())
             for group in optimizer.param_groups:
                 group["lr"] = rate = learning_rate_at(step, all_steps, settings)
             try:
                 if features is None:
-                    mean_loss = accumulate_gradient(model, scaler, train, indices, token_budget, dtype, on_examples)
+                    mean_loss = accumulate_gradient(
+                        model, scaler, train, indices, token_budget, dtype, on_examples, replica
+                    )
                 else:
                     mean_loss = accumulate_head_gradient(model, scaler, features["train"], train, indices)
                 loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if distributed.size() > 1:
+                    raise UserError("out of memory: halve batch_size and double gradient_accumulation_steps") from None
                 token_budget = halved(token_budget, longest)
                 optimizer.zero_grad(set_to_none=False)
                 continue  # with the same step
@@ -296,7 +326,7 @@ def main() -> None:
             speed = len(indices) / (done_at - step_started)
             row = {"step": step, "epoch": progress["epoch"], "loss": loss, "learning_rate": rate, "grad_norm": norm}
             times = {"examples_per_second": speed, "seconds": done_at - started}
-            write(out / "log.csv", partial(write_log, split="train", **row, **times), failed)
+            record(split="train", **row, **times)
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.0e}")
             if bar.disable and done_at > line_due:
                 left = duration((done_at - first_started) / (step - first_step) * (last_step - step))
@@ -326,12 +356,14 @@ def main() -> None:
     bar.close()
     run["ended"] = now()
     write(out / "run.json", partial(write_run, facts=run), failed)
-    lock.close()
+    if lock:
+        lock.close()
     best = run["best"]
     print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
     if progress["skipped"]:
         print(f"skipped: {progress['skipped']} steps whose gradient was not finite in float16")
-    print(f"wall time {duration(time.monotonic() - started)}; {out}{os.sep} has best.pt, last.pt, log.csv and run.json")
+    names = "best.pt, last.pt, log.csv, run.json and curves.png"
+    print(f"wall time {duration(time.monotonic() - started)}; {out}{os.sep} has {names}")
     if failed:
         raise UserError("the run is done, but not all of it could be written: " + "; ".join(failed.values()))
     print(f"next: python evaluate.py --ckpt {out / 'best.pt'}")
@@ -344,7 +376,9 @@ def needs_evaluation(progress: dict[str, Any], steps_per_epoch: int) -> bool:
 
 
 def write(path: Path, action: Callable[[Path], None], failed: dict[str, str]) -> None:
-    """Call action(path). Where it fails, say so, note it in failed, and let the training go on."""
+    """Call action(path) in the first process. Where it fails, say so, note it in failed, let the training go on."""
+    if distributed.rank() > 0:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         action(path)
@@ -355,20 +389,65 @@ def write(path: Path, action: Callable[[Path], None], failed: dict[str, str]) ->
         failed[path.name] = str(error)
 
 
+def begin_or_resume(out: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any] | None, IO | None]:
+    """Return the model, what last.pt holds if the run is resumed, and the lock on out_dir (the first process's).
+
+    Raises:
+        UserError: out_dir holds another run or is in use, or there is no such model.
+    """
+    torch.manual_seed(settings.seed)
+    saved = lock = None
+    is_first = distributed.rank() == 0
+    if settings.init_from == "resume":
+        if is_first and out.is_dir():
+            lock = hold(out)  # until the process ends
+        model, saved = load_resumable(out / "last.pt", facts)
+    else:
+        if is_first and not settings.overwrite:
+            refuse_to_replace_a_run(out)
+        model = new_model(len(facts["label_names"]))
+        if is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = hold(out)
+        if is_first and not settings.overwrite:
+            refuse_to_replace_a_run(out)  # one that has begun in the meantime
+    if 0 <= settings.trainable_blocks < model.config.n_layer:
+        model.train_last(settings.trainable_blocks)
+    return model, saved, lock
+
+
 def new_model(num_classes: int) -> GPT:
-    """Return the model that init_from names, under a fresh head."""
+    """Return the model that init_from names, with its head as label_words has it."""
     if settings.init_from != "scratch":
-        return GPT.from_pretrained(settings.init_from, num_classes, settings.dropout, settings.block_size)
-    return GPT(
-        GPTConfig(
-            num_classes=num_classes,
-            block_size=settings.block_size,
-            n_layer=settings.n_layer,
-            n_head=settings.n_head,
-            n_embd=settings.n_embd,
-            dropout=settings.dropout,
+        model = GPT.from_pretrained(settings.init_from, num_classes, settings.dropout, settings.block_size)
+    else:
+        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
+        model = GPT(GPTConfig(num_classes=num_classes, **{name: getattr(settings, name) for name in names}))
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise UserError(
+            f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
         )
-    )
+    if settings.trainable_blocks > model.config.n_layer:
+        raise UserError(
+            f"trainable_blocks={settings.trainable_blocks}, but the model has {model.config.n_layer} blocks"
+        )
+    if settings.label_words:
+        model.start_head_from(encode_label_words(settings.label_words, num_classes))
+    return model
+
+
+def describe(model: GPT, train: Split, dev: Split) -> None:
+    """Print what is trained, and on what."""
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f", {trained:,} of them trained" if trained < parameters else ""
+    print(f"model: {parameters:,} parameters{frozen}, init_from {settings.init_from}")
+    print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
+    longer = (train.whole_lengths() > model.config.block_size).sum()
+    if longer:
+        print(f"note: {longer:,} train examples are longer than block_size and keep their last tokens only")
+    if distributed.size() > 1:
+        print(f"processes: {distributed.size()}, each with its share of every step")
 
 
 def load_resumable(path: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any]]:
@@ -400,6 +479,7 @@ def data_facts(meta: dict[str, Any]) -> dict[str, Any]:
         "label_names": meta["label_names"],
         "folder": settings.data_dir,
         "leading_space": meta["splits"]["train"]["leading_space"],
+        "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
         "files": {split: meta["splits"][split]["files"] for split in ("train", "dev")},
     }
 

@@ -236,6 +236,12 @@ class GPT(nn.Module):
             x = block(x)
         return self.ln_f(x)
 
+    @torch.no_grad()
+    def start_head_from(self, words: list[int]) -> None:
+        """Start the head as one word's embedding a class, bias zero: the language model's logits for these words."""
+        self.head.weight.copy_(self.wte.weight[words])
+        self.head.bias.zero_()
+
     def train_last(self, blocks: int) -> None:
         """Freeze all but the last `blocks` blocks, final LayerNorm and head; with 0 blocks, all but the head."""
         frozen = [self.wte, self.wpe, *self.h[: self.config.n_layer - blocks], *([] if blocks else [self.ln_f])]

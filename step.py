@@ -3,15 +3,17 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import distributed
 from dataset import Split, collate, cut_into_micro_batches
 from device import autocast, send
 from errors import UserError, is_out_of_memory
@@ -26,30 +28,42 @@ def accumulate_gradient(
     token_budget: int,
     dtype: torch.dtype,
     on_examples: Callable[[int], Any] = lambda count: None,
+    replica: nn.Module | None = None,
 ) -> Tensor:
     """Add the gradient of the mean loss over some examples, however many micro-batches it takes; return that loss.
+
+    Of several processes each computes its share, and the sum goes round once, with the last micro-batch.
 
     Args:
         indices: (n,) the step's examples, numbers into split.
         token_budget: tokens of a micro-batch, padding included.
         on_examples: called with the number of examples of each micro-batch that is done.
+        replica: the model as distributed.parallel returns it; None is the model itself.
     """
     model.train()
+    replica = replica or model
     where, block_size = model.head.weight.device, model.config.block_size
-    micro_batches = cut_into_micro_batches(indices, split.lengths(block_size), token_budget, model.micro_batch_cost())
+    lengths = split.lengths(block_size)
+    mine, weight = distributed.share(indices, lengths), 1 / len(indices)
+    if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
+        mine, weight = indices[:1], 0.0
+    micro_batches = cut_into_micro_batches(mine, lengths, token_budget, model.micro_batch_cost())
     # everything is on its way to the device before the first micro-batch is computed
     inputs = [[send(array, where) for array in collate(split, chosen, block_size)] for chosen in micro_batches]
     targets = [send(split.labels[chosen].astype(np.int64), where) for chosen in micro_batches]
     total = torch.zeros((), device=where)
     with autocast(where, dtype):  # around all micro-batches, so that weights are cast once
-        for (tokens, lengths), labels in zip(inputs, targets, strict=True):
-            # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
-            loss = F.cross_entropy(model(tokens, lengths), labels, reduction="sum") / len(indices)
-            with torch.autocast(where.type, enabled=False):  # the backward pass keeps each operator's own dtype
-                scaler.scale(loss).backward()
+        for number, (batch, labels) in enumerate(zip(inputs, targets, strict=True), start=1):
+            is_last = number == len(inputs)
+            with nullcontext() if is_last or replica is model else replica.no_sync():
+                # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
+                loss = F.cross_entropy(replica(*batch), labels, reduction="sum") * weight
+                with torch.autocast(where.type, enabled=False):  # the backward pass keeps each operator's own dtype
+                    # DistributedDataParallel divides by the number of processes
+                    scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
             on_examples(len(labels))
-    return total
+    return distributed.total(total)
 
 
 def accumulate_head_gradient(

@@ -10,10 +10,13 @@ class Stopped(Exception):
     """A signal asked the run to stop; its number is the argument."""
 
 
-def stop_on_signals() -> Callable[[], None]:
-    """Have both signals noted from now on, and return the function that raises Stopped once one has come.
+def note_signals(unit: str) -> Callable[[], int]:
+    """Have both signals noted from now on, and return the function that tells which one has come, 0 for none.
 
     A second SIGINT ends the process at once. A signal that is ignored, as under nohup, stays ignored.
+
+    Args:
+        unit: what will be finished before the run stops, for the message.
     """
     received = []
 
@@ -22,13 +25,9 @@ def stop_on_signals() -> Callable[[], None]:
             os._exit(128 + number)
         received.append(number)
         if len(received) == 1:  # os.write: print may be in the middle of something
-            os.write(2, b"\nstopping after this micro-batch (Ctrl-C again: at once, without saving)\n")
-
-    def stop_if_asked() -> None:
-        if received:
-            raise Stopped(received[0])
+            os.write(2, f"\nstopping after this {unit} (Ctrl-C again: at once, without saving)\n".encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, note)
-    return stop_if_asked
+    return lambda: received[0] if received else 0

@@ -41,3 +41,32 @@ def load_tokenizer() -> tiktoken.Encoding:
         special_tokens={"<|endoftext|>": END_OF_TEXT},
         explicit_n_vocab=VOCAB_SIZE,
     )
+
+
+def encode_prompt(prompt: str, block_size: int) -> tuple[int, ...]:
+    """Return a prompt's tokens.
+
+    Raises:
+        UserError: they leave no room for a sentence.
+    """
+    tokens = tuple(load_tokenizer().encode_ordinary(prompt)) if prompt else ()
+    if len(tokens) >= block_size:
+        raise UserError(f"the prompt's {len(tokens)} tokens leave no room for a sentence: block_size is {block_size}")
+    return tokens
+
+
+def encode_label_words(words: list[str], num_classes: int) -> list[int]:
+    """Return the single token that each class's label word is.
+
+    Raises:
+        UserError: a word is several tokens, or there are not as many different ones as classes.
+    """
+    encoding = load_tokenizer()
+    for word in words:
+        tokens = encoding.encode_ordinary(word)
+        if len(tokens) != 1:
+            parts = ", ".join(repr(encoding.decode([token])) for token in tokens)
+            raise UserError(f"the label word {word!r} is not one token but {len(tokens)} ({parts}): choose another")
+    if len(set(words)) != num_classes or len(words) != num_classes:
+        raise UserError(f"label_words must be {num_classes} different words, one a class, not {words!r:.200}")
+    return [encoding.encode_ordinary(word)[0] for word in words]

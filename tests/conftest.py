@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# pytest-xdist runs several tests at a time: each gets its part of the cores, before PyTorch counts them
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,11 @@ from dataset import Split
 
 REPO = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network for anything
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest test, so that the others run beside it."""
+    items.sort(key=lambda item: "full_size" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

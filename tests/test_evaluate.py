@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,9 @@ import checkpoint
 import evaluate
 from dataset import _meta_sha256
 from errors import UserError
-from evaluate import classify_lines, loss_and_accuracy, predict
+from evaluate import classify_lines
 from model import GPT, GPTConfig
+from predict import loss_and_accuracy, predict
 from tokenizer import load_tokenizer
 
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
@@ -73,6 +75,12 @@ def test_predictions_are_those_of_each_example_alone():
     assert accuracy == accuracy_score(split.labels, logits.argmax(-1).numpy())
 
 
+def wilson_by_hand(right: int, n: int) -> tuple[float, float]:
+    """The interval's two ends: the roots in p of (right / n - p)^2 = z^2 p (1 - p) / n."""
+    z2 = 1.959963984540054**2
+    return tuple(sorted(np.roots([1 + z2 / n, -2 * right / n - z2 / n, (right / n) ** 2]).real))
+
+
 def test_the_report_agrees_with_the_predictions_it_writes(place):
     printed = succeed("evaluate.py", "--predictions", "p.csv", "--dtype=float32", cwd=place)
     with open(place / "p.csv", newline="") as f:
@@ -85,13 +93,97 @@ def test_the_report_agrees_with_the_predictions_it_writes(place):
     labels, predictions = ([int(row[column]) for row in rows] for column in ("label", "prediction"))
     assert predictions == probabilities.argmax(1).tolist()
     accuracy = accuracy_score(labels, predictions)
-    assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f}"
+    low, high = wilson_by_hand(round(accuracy * 240), 240)
+    assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})"
     assert f"macro-F1 {f1_score(labels, predictions, average='macro'):.4f}" in printed
     assert f"loss {log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)):.4f}" in printed
     right_negatives = sum(label == prediction == 0 for label, prediction in zip(labels, predictions, strict=True))
     (row,) = [line for line in printed.splitlines() if line.startswith("0 negative")]
     assert row.split()[2:] == [str(right_negatives), str(labels.count(0) - right_negatives)]
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("device"))
+
+
+def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(place, run_here):
+    arguments = ["--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
+    succeed("finetune.py", *arguments, "--block_size=20", "--max_steps=12", "--gradient_accumulation_steps=1",
+            "--seed=2", "--learning_rate=3e-3", "--dtype=float32", "--out_dir=out-2", cwd=place)  # fmt: skip
+    one, two, both = (["out/best.pt"], ["out-2/best.pt"], ["out/best.pt", "out-2/best.pt"])
+    tables = {}
+    for name, paths in [("one", one), ("two", two), ("both", both)]:
+        run_here("--ckpt", *paths, "--predictions", f"{name}.csv", "--dtype=float32")
+        tables[name] = np.genfromtxt(place / f"{name}.csv", delimiter=",", skip_header=1)
+    mean = (tables["one"][:, 3:] + tables["two"][:, 3:]) / 2
+    np.testing.assert_allclose(tables["both"][:, 3:], mean, atol=1.1e-6)
+
+    printed = run_here("--ckpt", *one, "--compare", *both, "--dtype=float32")
+    right, other = (tables[name][:, 1] == tables[name][:, 2] for name in ("one", "both"))
+    only_one, only_other = int((right & ~other).sum()), int((other & ~right).sum())
+    assert only_one + only_other > 0
+    assert f"compared with out/best.pt + out-2/best.pt, dev accuracy {other.mean():.3f}" in printed
+    assert f"difference {right.mean() - other.mean():+.3f} (95% bootstrap interval" in printed
+    assert f"right here and wrong there {only_one}, wrong here and right there {only_other}" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("device"))
+    alone = [float(line.split()[2]) for line in run_here("--ckpt", *one, "--text", TEXTS).splitlines()[1:]]
+    others = [float(line.split()[2]) for line in run_here("--ckpt", *two, "--text", TEXTS).splitlines()[1:]]
+    together = [float(line.split()[2]) for line in run_here("--ckpt", *both, "--text", TEXTS).splitlines()[1:]]
+    assert together == pytest.approx([(a + b) / 2 for a, b in zip(alone, others, strict=True)], abs=1.1e-3)
+    content = torch.load(place / "out-2" / "best.pt", weights_only=True)
+    content["data"]["label_names"] = ["positive", "negative"]
+    torch.save(content, place / "out-2" / "best.pt")
+    with pytest.raises(UserError, match="out-2/best.pt has other classes than out/best.pt"):
+        run_here("--ckpt", *both)
+
+
+def test_the_surest_mistakes_come_first_with_their_sentences(place, run_here):
+    printed = run_here("--errors=7", "--predictions=p.csv", "--dtype=float32")
+    with open(place / "p.csv", newline="") as f:
+        wrong = [row for row in csv.DictReader(f) if row["label"] != row["prediction"]]
+    wrong.sort(key=lambda row: -max(float(row["p0"]), float(row["p1"])))
+    with open(place / "data" / "sample" / "dev.tsv", encoding="utf-8", newline="") as f:
+        sentences = {row["id"]: row["sentence"] for row in csv.DictReader(f, delimiter="\t")}
+    head, *listed = printed[printed.index("the surest") :].rstrip().split("\n\n")
+    assert head == f"the surest 7 of {len(wrong)} mistakes"
+    names = ["negative", "positive"]
+    for row, entry in zip(wrong[:7], listed, strict=True):
+        first, *text = entry.splitlines()
+        truth, taken = names[int(row["label"])], names[int(row["prediction"])]
+        assert first.startswith(f"{row['id']}: {truth}, taken for {taken} ({float(row['p0']):.3f} ")
+        assert " ".join(" ".join(text).split()) == " ".join(sentences[row["id"]].split())
+        assert max(map(len, text)) <= 80
+    with pytest.raises(UserError, match="--errors must be 0 or more"):
+        run_here("--errors=-1")
+
+
+def test_submission_files_are_the_courses_byte_for_byte(place, run_here):
+    with pytest.raises(UserError, match="has no 'test' split"):
+        run_here("--submission=sub")
+    assert not (place / "sub").exists()
+    add_test_split(place)
+    run_here("--submission=sub", "--predictions=p.csv")
+    rows = [line.split(",") for line in (place / "p.csv").read_text().splitlines()[1:]]
+    expected = "id \t Predicted_Sentiment \n" + "".join(f"{row[0]}, {row[2]} \n" for row in rows)
+    assert (place / "sub" / "finetune-sample-dev-out.csv").read_bytes() == expected.encode()
+    test = (place / "sub" / "finetune-sample-test-out.csv").read_text().split("\n")
+    assert [line[:4] for line in test[1:3]] == ["t1, ", "t2, "] and test[1][4:] in ("0 ", "1 ") and len(test) == 4
+    with pytest.raises(UserError, match="finetune-sample-dev-out.csv exists already"):
+        run_here("--submission=sub")
+
+
+def test_plots_are_pictures_of_their_names_and_replace_nothing(place, run_here):
+    run_here("--plots=pictures")
+    names = {"confusion.png", "reliability.png", "accuracy_by_length.png"}
+    assert {path.name for path in (place / "pictures").iterdir()} == names
+    for path in (place / "pictures").iterdir():
+        height, width, _ = matplotlib.image.imread(path).shape
+        assert 300 < height < 1000 and 300 < width < 1000
+    with pytest.raises(UserError, match="pictures/confusion.png exists already"):
+        run_here("--plots=pictures")
+    run_here("--plots=pictures", "--overwrite")
+    with pytest.raises(UserError, match="for a prepared split only"):
+        run_here("--plots=more", "--text=A mess.")
+    (place / "file").write_text("")
+    with pytest.raises(UserError, match="file is no folder"):
+        run_here("--plots=file")
 
 
 def test_predictions_are_not_overwritten_unless_asked(place, run_here):
@@ -108,7 +200,7 @@ def test_predictions_are_not_overwritten_unless_asked(place, run_here):
         ("pipe", "no regular file"),
         ("data", "no regular file"),
         ("nowhere/p.csv", "its folder does not exist"),
-        ("out/best.pt", "never the checkpoint itself"),
+        ("out/best.pt", "never a checkpoint itself"),
     ],
 )
 def test_predictions_go_to_regular_files_only(place, run_here, path, message):
@@ -134,7 +226,8 @@ def test_odd_text_is_classified_or_refused(place, run_here):
     assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place)
 
 
-def test_a_split_without_labels_gets_predictions_and_no_accuracy(place, run_here):
+def add_test_split(place):
+    """Prepare the sample anew, with a test split of two sentences without labels."""
     for name in ("train", "dev"):
         shutil.copy(place / "data" / "sample" / f"{name}.tsv", place / f"{name}.tsv")
     (place / "test.tsv").write_text("id\tsentence\nt1\tA lovely film .\nt2\tA mess .\n")
@@ -146,10 +239,16 @@ def test_a_split_without_labels_gets_predictions_and_no_accuracy(place, run_here
     script = script.replace('"test.tsv"}', 'Path("test.tsv")}').replace(': "test.tsv"', ': Path("test.tsv")')
     (place / "prepare_other.py").write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n{script}")
     succeed(place / "prepare_other.py", cwd=place)
+
+
+def test_a_split_without_labels_gets_predictions_and_no_accuracy(place, run_here):
+    add_test_split(place)
     printed = run_here("--split=test", "--predictions=p.csv")
     assert "no labels to compare with" in printed and "accuracy" not in printed
     rows = (place / "p.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[1].startswith("t1,,") and rows[2].startswith("t2,,")
+    with pytest.raises(UserError, match="test split has no labels: --compare, --errors and --plots need them"):
+        run_here("--split=test", "--errors=3")
     with pytest.raises(UserError, match="has no 'extra' split, only train, dev, test"):
         run_here("--split=extra")
 
@@ -184,8 +283,8 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
         (" A mess.", False, " A mess."),
         ("A mess.", False, "A mess."),
     ]:
-        data = saved["data"] | {"leading_space": leading_space}
-        classify_lines(model, data, iter([text]), torch.device("cpu"), torch.float32)
+        changed = saved | {"data": saved["data"] | {"leading_space": leading_space}}
+        classify_lines([(model, changed)], iter([text]), torch.device("cpu"), torch.float32)
         assert seen.pop() == encoding.encode_ordinary(expected)
     assert "A mess." in capsys.readouterr().out
 
@@ -254,6 +353,7 @@ def write(content):
         (change("data", label_names=["one"]), DAMAGED),
         (change("data", label_names=["a", "\x1b[2J"]), DAMAGED),
         (change("data", leading_space=None), DAMAGED),
+        (change("settings", prompt=None), DAMAGED),
         (change("data", folder=3), DAMAGED),
         (change("progress", step="3"), DAMAGED),
         (change("progress", best={"step": 1}), DAMAGED),
@@ -262,7 +362,7 @@ def write(content):
         (write([1, 2]), "no checkpoint of finetune.py"),
         (write({"model": {}}), "no checkpoint of finetune.py"),
         (write({"format": "gpt2-classifier", "format_version": 7}), "has format version 7"),
-        (write({"format": "gpt2-classifier", "format_version": 1}), "damaged or incomplete"),
+        (write({"format": "gpt2-classifier", "format_version": 2}), "damaged or incomplete"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(place, run_here, spoil, message):

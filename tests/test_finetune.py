@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import checkpoint
 from dataset import collate, cut_into_micro_batches
 from errors import UserError
-from evaluate import over_split
 from model import GPT, GPTConfig, dropout
+from predict import over_split
 from step import (
     accumulate_gradient,
     accumulate_head_gradient,
@@ -300,13 +300,13 @@ def test_a_run_trains_evaluates_and_saves(workspace):
     assert "dtype: float32 (as asked)" in printed and "wall time" in printed
 
     evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", "--dtype", "float32", cwd=workspace)
-    assert evaluated.splitlines()[-1] == f"dev accuracy: {float(best['accuracy']):.3f}"
+    assert evaluated.splitlines()[-1].startswith(f"dev accuracy: {float(best['accuracy']):.3f} (95%")
 
 
 def test_the_demo_beats_the_majority_class_beyond_chance(workspace):
     succeed("finetune.py", REPO / "config" / "finetune_sample.py", cwd=workspace)
     printed = succeed("evaluate.py", "--ckpt", "out-sample/best.pt", cwd=workspace)
-    accuracy, n = float(printed.splitlines()[-1].removeprefix("dev accuracy: ")), 240
+    accuracy, n = float(printed.splitlines()[-1].split()[2]), 240
     # the lower end of the 95% interval of Wilson 1927
     z = 1.96
     centre, spread = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))

@@ -6,10 +6,10 @@ import math
 import pytest
 from conftest import REPO, succeed
 
-STEPS = 2  # of 2,048 sentences each: minutes on two cores
+STEPS = 1  # of 2,048 sentences: a minute or more on two cores
 
 
-def test_a_few_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
+def test_a_step_of_the_sst_job_and_its_evaluation(tsv_dir, tmp_path):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -25,5 +25,5 @@ def test_a_few_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
     losses = [float(row["loss"]) for row in train]
     assert len(losses) == STEPS and losses[0] == pytest.approx(math.log(5), abs=0.2) and math.isfinite(losses[-1])
     evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", cwd=tmp_path)
-    assert evaluated.splitlines()[-1] == f"dev accuracy: {float(dev['accuracy']):.3f}"
+    assert evaluated.splitlines()[-1].startswith(f"dev accuracy: {float(dev['accuracy']):.3f} (95%")
     (tmp_path / "out" / "last.pt").unlink()  # 1.5 GB that pytest would keep

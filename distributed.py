@@ -1,0 +1,107 @@
+"""Several processes on one job, as torchrun starts them: which one this is, its share, and what all of them agree on.
+
+With a single process nothing here does anything.
+"""
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import UserError
+
+# how gloo and NCCL word that another process has gone
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "Connection refused", "gloo")
+
+
+def start(device: str) -> None:
+    """Join the other processes, if torchrun has started any, and leave printing to the first.
+
+    Args:
+        device: the run's setting; each process takes the GPU of its number on its machine.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    local = int(os.environ["LOCAL_RANK"])
+    if gpus:
+        if local >= gpus:
+            raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
+def stop() -> None:
+    """Take leave of the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return this process's part of some examples: every size()-th by length, so that all have as much to do.
+
+    Args:
+        indices: (n,) examples.
+        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
+    """
+    if size() == 1:
+        return indices
+    return indices[np.argsort(-lengths[indices], kind="stable")][rank() :: size()]
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """Return the model, of which several processes hold replicas with one gradient."""
+    if size() == 1:
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of all processes' tensors."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest(number: int) -> int:
+    """Return the largest of all processes' numbers."""
+    if size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def refuse_differences(facts: dict[str, Any]) -> None:
+    """Raise a UserError where another process has other settings or other data than the first."""
+    if size() == 1:
+        return
+    everyones: list[dict[str, Any]] = [{}] * size()
+    dist.all_gather_object(everyones, facts)
+    for number, theirs in enumerate(everyones):
+        differing = [key for key in facts if theirs.get(key) != everyones[0][key]]
+        if differing:
+            raise UserError(f"process {number} has another {', '.join(differing)} than process 0: all need the same")
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Return whether an error says no more than that another process has ended, which has said why."""
+    return size() > 1 and any(words in str(error) for words in LOST)

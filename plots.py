@@ -1,0 +1,154 @@
+"""Pictures of a run and of its predictions, as PNG files (or SVG, by the name's ending)."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dataset import Split
+from errors import UserError
+from files import written_whole
+from significance import wilson_interval
+
+# Okabe and Ito 2008, "Color Universal Design": told apart with any kind of colour vision
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
+DPI = 110
+matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 10}
+
+
+def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
+    """Draw a run's log.csv: losses above, dev accuracy below, with its best epoch and the reference as a line.
+
+    Args:
+        path: the picture.
+        log: what finetune.py wrote.
+        reference_accuracy: dev accuracy to compare with; 0 draws no line.
+
+    Raises:
+        UserError: the log is not what finetune.py writes.
+    """
+    try:
+        with open(log, newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+        train, dev = ([row for row in rows if row["split"] == split] for split in ("train", "dev"))
+        train_epochs, train_losses = _columns(train, "epoch", "loss")
+        dev_epochs, dev_losses, accuracies = _columns(dev, "epoch", "loss", "accuracy")
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise UserError(f"{log} is not what finetune.py wrote there, so there are no curves to draw") from None
+    figure = Figure(figsize=(7, 5.6), layout="constrained")
+    losses, accuracy = figure.subplots(2, 1, sharex=True)
+    losses.plot(train_epochs, train_losses, color=GREY, linewidth=1, label="train, each step")
+    losses.plot(dev_epochs, dev_losses, color=BLUE, marker="o", markersize=4, label="dev")
+    losses.set(ylabel="loss (nats)", title=f"{log.parent}")
+    losses.legend()
+    accuracy.plot(dev_epochs, accuracies, color=BLUE, marker="o", markersize=4, label="dev")
+    if len(dev):
+        best = max(range(len(dev)), key=lambda i: (accuracies[i], -dev_losses[i]))
+        label = f"best: {accuracies[best]:.3f}, epoch {dev_epochs[best]:.4g}"
+        accuracy.plot(dev_epochs[best], accuracies[best], "D", color=ORANGE, markersize=9, label=label)
+    if reference_accuracy:
+        label = f"reference: {reference_accuracy:.3f}"
+        accuracy.axhline(reference_accuracy, color=GREEN, linestyle="--", label=label)
+    accuracy.set(xlabel="epoch", ylabel="accuracy")
+    accuracy.legend(loc="best")
+    for axes in (losses, accuracy):
+        axes.grid(alpha=0.25)
+    _write(figure, path)
+
+
+def draw_confusion(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
+    """Draw the confusion matrix: a row for each true class, counts and shares of the row in each cell."""
+    from sklearn.metrics import confusion_matrix
+
+    classes = range(len(label_names))
+    counts = confusion_matrix(np.asarray(split.labels), logits.argmax(-1).numpy(), labels=classes)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 1.1 * len(label_names)), 14.0)
+    figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares if len(label_names) <= 16 else np.zeros((0, 0))):
+        colour = "black" if share > 0.55 else "white"
+        text = f"{counts[row, column]:,}\n{share:.0%}"
+        axes.text(column, row, text, ha="center", va="center", color=colour)
+    axes.set_xticks(classes, label_names, rotation=30, ha="right")
+    axes.set_yticks(classes, label_names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{split.name}: counts and shares of each row")
+    figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+    _write(figure, path)
+
+
+def draw_reliability(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
+    """Draw accuracy against confidence, the probability of the predicted class, in ten bins of equal width.
+
+    The expected calibration error is the mean distance of the two, weighted by examples: Guo et al. 2017, equation 3.
+    """
+    confidence, predictions = (each.numpy() for each in logits.softmax(-1).max(-1))
+    right = predictions == np.asarray(split.labels)
+    bins = np.minimum((confidence * 10).astype(int), 9)
+    used = np.flatnonzero(np.bincount(bins, minlength=10))
+    accuracies = [right[bins == number].mean() for number in used]
+    confidences = [confidence[bins == number].mean() for number in used]
+    error = sum(abs(a - c) * (bins == n).mean() for a, c, n in zip(accuracies, confidences, used, strict=True))
+    figure = Figure(figsize=(5.6, 6.2), layout="constrained")
+    reliability, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    reliability.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as sure as right")
+    counts = [(int(right[bins == number].sum()), int((bins == number).sum())) for number in used]
+    label = f"model (expected calibration error {error:.3f})"
+    _plot_with_intervals(reliability, np.array(confidences), counts, label)
+    reliability.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: is it right as often as it is sure?")
+    reliability.legend(loc="upper left")
+    histogram.hist(confidence, bins=np.linspace(0, 1, 11), color=BLUE)
+    histogram.set(xlabel="confidence: probability of the predicted class", ylabel="examples", xlim=(0, 1))
+    _write(figure, path)
+
+
+def draw_accuracy_by_length(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
+    """Draw accuracy by sentence length in tokens, in up to eight groups of as many examples each."""
+    right = logits.argmax(-1).numpy() == np.asarray(split.labels)
+    lengths = np.diff(split.offsets)
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 9)[1:], method="higher"))  # last length of each group
+    groups = np.searchsorted(edges, lengths)
+    counts = [(int(right[groups == g].sum()), int((groups == g).sum())) for g in range(len(edges))]
+    firsts = [int(lengths[groups == g].min()) for g in range(len(edges))]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    _plot_with_intervals(axes, np.arange(len(edges)), counts, "accuracy in the group")
+    axes.axhline(right.mean(), color=GREY, linestyle="--", label=f"all: {right.mean():.3f}")
+    names = [f"{first}-{last}\nn={n}" for first, last, (_, n) in zip(firsts, edges, counts, strict=True)]
+    axes.set_xticks(np.arange(len(edges)), names)
+    axes.set(xlabel="sentence length (tokens)", ylabel="accuracy", title=f"{split.name}: accuracy by length")
+    axes.legend()
+    axes.grid(alpha=0.25)
+    _write(figure, path)
+
+
+OF_A_SPLIT = {
+    "confusion.png": draw_confusion,
+    "reliability.png": draw_reliability,
+    "accuracy_by_length.png": draw_accuracy_by_length,
+}
+
+
+def _columns(rows: list[dict[str, str]], *names: str) -> list[list[float]]:
+    return [[float(row[name]) for row in rows] for name in names]
+
+
+def _plot_with_intervals(axes: Axes, x: np.ndarray, counts: list[tuple[int, int]], label: str) -> None:
+    """Plot the accuracies right / examples with their 95% Wilson intervals."""
+    accuracies = np.array([right / examples for right, examples in counts])
+    bounds = np.array([wilson_interval(right, examples) for right, examples in counts]).T
+    around = np.abs(bounds - accuracies)
+    axes.errorbar(x, accuracies, yerr=around, color=BLUE, marker="o", capsize=3, label=f"{label}, 95% interval")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    kind = path.suffix.removeprefix(".")
+    with written_whole(path) as f:
+        figure.savefig(f, format=kind, dpi=DPI, metadata={"Date": None, "Creator": None} if kind == "svg" else None)

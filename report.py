@@ -1,0 +1,85 @@
+"""What evaluate.py says of a model's logits: printed reports, and files of predictions."""
+
+import csv
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dataset import Split
+from errors import printable
+from files import written_whole
+from predict import loss_and_accuracy
+from significance import paired_difference, wilson_interval
+from tokenizer import load_tokenizer
+
+
+def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
+    """Print loss, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy."""
+    predictions = logits.argmax(-1).numpy()
+    if split.labels is None:
+        counts = np.bincount(predictions, minlength=len(label_names))
+        print("\nno labels to compare with; predicted:")
+        for number, (name, count) in enumerate(zip(label_names, counts, strict=True)):
+            print(f"  {number} {name:<16}{count:>7,}")
+        return
+    from sklearn.metrics import classification_report, confusion_matrix, f1_score  # here: importing it takes a second
+
+    loss, accuracy = loss_and_accuracy(logits, split.labels)
+    classes, labels = range(len(label_names)), np.asarray(split.labels)
+    print(f"\nloss {loss:.4f}")
+    print(f"macro-F1 {f1_score(labels, predictions, labels=classes, average='macro', zero_division=0):.4f}\n")
+    table = classification_report(
+        labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0
+    )
+    print(table)
+    print("confusion matrix (a row for each true class, a column for each predicted one)")
+    width = max(map(len, label_names)) + 4
+    print(" " * width + "".join(f"{number:>7}" for number in classes))
+    for number, row in enumerate(confusion_matrix(labels, predictions, labels=classes)):
+        print(f"{number} {label_names[number]}".ljust(width) + "".join(f"{count:>7,}" for count in row))
+    low, high = wilson_interval(int((predictions == labels).sum()), len(split))
+    print(f"\n{split.name} accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
+
+
+def print_comparison(logits: Tensor, others: Tensor, split: Split, name: str) -> None:
+    """Print how a second model (or ensemble) called name differs from the first on the same examples."""
+    right, other_right = (each.argmax(-1).numpy() == split.labels for each in (logits, others))
+    found = paired_difference(right, other_right)
+    print(f"\ncompared with {name}, {split.name} accuracy {other_right.mean():.3f}:")
+    print(f"  difference {found.difference:+.3f} (95% bootstrap interval {found.low:+.3f} to {found.high:+.3f})")
+    print(f"  right here and wrong there {found.only_first:,}, wrong here and right there {found.only_second:,}:")
+    print(f"  McNemar's exact p {found.p:.2g}")
+
+
+def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str]) -> None:
+    """Print the mistakes that the model was surest of, with their sentences and the probabilities of all classes."""
+    probabilities, encoding, ids = logits.softmax(-1).numpy(), load_tokenizer(), split.ids()
+    predictions = probabilities.argmax(1)
+    wrong = np.flatnonzero(predictions != split.labels)
+    surest = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:count]
+    print(f"\nthe surest {len(surest):,} of {len(wrong):,} mistakes")
+    for i in surest:
+        text = encoding.decode(split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist())
+        truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
+        shares = " ".join(f"{p:.3f}" for p in probabilities[i])
+        print(f"\n{printable(ids[i])}: {truth}, taken for {predicted} ({shares})")
+        print(textwrap.fill(printable(" ".join(text.split())), 80, initial_indent="  ", subsequent_indent="  "))
+
+
+def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
+    """Write a CSV row for every example, in place only when whole; the label is empty where there is none."""
+    labels = [""] * len(split) if split.labels is None else split.labels.tolist()
+    with written_whole(path, "w") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(["id", "label", "prediction", *(f"p{c}" for c in range(probabilities.shape[1]))])
+        for id, label, row in zip(split.ids(), labels, probabilities, strict=True):
+            writer.writerow([id, label, row.argmax(), *(f"{p:.6f}" for p in row)])
+
+
+def write_submission(path: Path, split: Split, logits: Tensor) -> None:
+    """Write a prediction file as the script of the CS224N project does, with the blanks at the ends of its lines."""
+    with written_whole(path, "w") as f:
+        f.write("id \t Predicted_Sentiment \n")
+        f.writelines(f"{id}, {label} \n" for id, label in zip(split.ids(), logits.argmax(-1).tolist(), strict=True))

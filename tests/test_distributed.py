@@ -1,0 +1,199 @@
+"""Several processes on one job: the gradient of one process, work in equal parts, and one fate for all."""
+
+import csv
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, random_split, succeed
+from torch import multiprocessing
+
+import checkpoint
+import distributed
+from model import GPT, GPTConfig
+from predict import over_split
+from step import accumulate_gradient
+
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+LOCAL = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+RUN = ["--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32"]
+RUN += ["--gradient_accumulation_steps=2", "--dtype=float32", "--epochs=2", "--dropout=0.0", "--device=cpu"]
+
+
+# -----------------------------------------------------------------------------
+# the mathematics, in processes of our own
+
+
+def gradients(seed: int) -> list[dict]:
+    """What one process computes of several steps: gradient, loss, tokens, reductions."""
+    split = random_split(60, 40, 97, 5)
+    results = []
+    for examples, budget, change in [
+        (51, 100, lambda model: None),
+        (2, 100, lambda model: None),  # fewer than three processes
+        (51, 100, lambda model: model.train_last(1)),
+        (51, 333, lambda model: setattr(model, "activation_checkpointing", True)),
+    ]:
+        torch.manual_seed(seed)  # of each process its own: the first's weights must win
+        model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
+        change(model)
+        replica, reductions = distributed.parallel(model), []
+        if replica is not model:
+
+            def hook(state, bucket, reductions=reductions):
+                reductions.append(bucket.index())
+                future = torch.futures.Future()
+                torch.distributed.all_reduce(bucket.buffer().div_(distributed.size()))
+                future.set_result(bucket.buffer())
+                return future
+
+            replica.register_comm_hook(None, hook)
+        indices = np.random.default_rng(0).permutation(60)[:examples]
+        loss = accumulate_gradient(model, NO_SCALER, split, indices, budget, torch.float32, replica=replica)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        mine = distributed.share(indices, split.lengths(24))
+        results.append(
+            {
+                "gradient": gradient,
+                "loss": loss,
+                "examples": mine.tolist(),
+                "tokens": int(split.lengths(24)[mine].sum()),
+                "reductions": len(reductions),
+                "logits": over_split(model, model, split, torch.device("cpu"), torch.float32),
+            }
+        )
+    return results
+
+
+def process(rank: int, size: int, port: int, folder: str) -> None:
+    os.environ.update(LOCAL, MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    torch.save(gradients(seed=rank), f"{folder}/{rank}.pt")
+    distributed.stop()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_gradient_is_that_of_one_process(size, tmp_path):
+    alone = gradients(seed=0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(process, (size, port, str(tmp_path)), nprocs=size)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
+    for case, expected in enumerate(alone):
+        for result in (of_rank[case] for of_rank in results):
+            assert (result["gradient"] - expected["gradient"]).abs().max() < 1e-6
+            assert result["loss"].item() == pytest.approx(expected["loss"].item(), abs=1e-6)
+            torch.testing.assert_close(result["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
+            assert torch.equal(result["gradient"], results[0][case]["gradient"])  # replicas stay replicas
+            assert result["reductions"] == (1 if size > 1 else 0)  # one bucket, once a step
+        shares = [of_rank[case]["examples"] for of_rank in results]
+        assert sorted(sum(shares, [])) == sorted(expected["examples"])
+        tokens = [of_rank[case]["tokens"] for of_rank in results]
+        assert max(tokens) - min(tokens) <= 24  # one sequence at most
+
+
+# -----------------------------------------------------------------------------
+# the command
+
+
+def torchrun(processes: int, *words: str, cwd, script=REPO / "finetune.py") -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*command, str(script), *words],
+        cwd=cwd,
+        env=os.environ | LOCAL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_log(folder) -> list[dict[str, str]]:
+    with open(folder / "log.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def assert_same_course(folder, expected) -> None:
+    """That two logs tell of the same steps on the same examples, up to the order of summation."""
+    ours, theirs = read_log(folder), read_log(expected)
+    assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=2e-5)
+
+
+def test_two_processes_train_as_one_and_one_or_three_go_on_from_there(workspace):
+    succeed("finetune.py", *RUN, "--out_dir=alone", cwd=workspace)
+    process = torchrun(2, *RUN, "--out_dir=out", "--max_steps=10", cwd=workspace)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert printed.count("device: cpu") == 1 and printed.count("best: epoch") == 1  # one process speaks
+    run = checkpoint.load(workspace / "out" / "last.pt")[1]["run"]
+    assert run["processes"] == 2
+    process = torchrun(3, *RUN, "--out_dir=out", "--init_from=resume", "--max_steps=12", cwd=workspace)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    succeed("finetune.py", *RUN, "--out_dir=out", "--init_from=resume", cwd=workspace)
+    assert_same_course(workspace / "out", workspace / "alone")
+
+
+def test_the_head_alone_is_trained_by_two_processes_as_by_one(workspace):
+    frozen = [*RUN, "--trainable_blocks=0", "--learning_rate=1e-3"]
+    succeed("finetune.py", *frozen, "--out_dir=alone", cwd=workspace)
+    process = torchrun(2, *frozen, cwd=workspace)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert_same_course(workspace / "out", workspace / "alone")
+
+
+def test_one_process_that_fails_ends_all_with_its_message(workspace):
+    script = f"""
+        import os, runpy, sys
+        sys.path.insert(0, {str(REPO)!r})
+        import step
+        from errors import UserError
+        update, steps = step.update, []
+        def failing_update(*args):
+            steps.append(1)
+            if os.environ["RANK"] == "1" and len(steps) == 3:
+                raise UserError("this machine is on fire")
+            return update(*args)
+        step.update = failing_update
+        sys.argv[0] = {str(REPO / "finetune.py")!r}
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    (workspace / "failing.py").write_text(textwrap.dedent(script))
+    process = torchrun(2, *RUN, cwd=workspace, script=workspace / "failing.py")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(r"^error: process 1: step 3, .*: this machine is on fire$", errors, re.MULTILINE), errors
+    ours = errors[: errors.index("torch/distributed")] if "torch/distributed" in errors else errors
+    assert "Traceback" not in ours
+
+
+def test_a_signal_stops_all_after_the_same_step(workspace):
+    process = torchrun(2, *RUN, "--epochs=1000", cwd=workspace)
+    while "epoch 1:" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    stopped = re.search(r"stopped after ([0-9]+) steps: --init_from=resume goes on from out/last.pt", errors)
+    assert stopped, errors
+    end = int(stopped[1]) + 2
+    succeed("finetune.py", *RUN, "--init_from=resume", "--epochs=1000", f"--max_steps={end}", cwd=workspace)
+    rows = read_log(workspace / "out")
+    assert [int(row["step"]) for row in rows if row["split"] == "train"] == list(range(1, end + 1))
+
+
+def test_processes_of_several_seeds_or_other_settings_are_refused(workspace):
+    process = torchrun(2, *RUN, "--seeds=[1,2]", cwd=workspace)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "--seeds runs one job after the other: not under torchrun" in errors

@@ -1,0 +1,104 @@
+"""The pictures say what the figures are: read from their SVG form, in which text stays text."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_split
+
+from errors import UserError
+from plots import draw_accuracy_by_length, draw_confusion, draw_curves, draw_reliability
+
+LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds
+1,0.5,train,1.6,,0.001,1.0,10,1
+2,1.0,train,1.4,,0.001,1.0,10,2
+2,1.0,dev,1.5,0.30,,,10,3
+3,1.5,train,1.2,,0.001,1.0,10,4
+4,2.0,train,1.1,,0.001,1.0,10,5
+4,2.0,dev,1.3,0.45,,,10,6
+6,3.0,dev,1.2,0.45,,,10,7
+8,4.0,dev,1.9,0.40,,,10,8
+"""
+
+
+def texts(path) -> list[str]:
+    """The words of an SVG picture, in the order of drawing."""
+    return [re.sub("<.*?>", "", each) for each in re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)]
+
+
+def test_the_curves_mark_the_best_epoch_and_the_reference(tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 0.519)
+    words = texts(tmp_path / "c.svg")
+    # of two epochs with the same accuracy the one with the lower loss, as best.pt has it
+    assert {"best: 0.450, epoch 3", "reference: 0.519", "train, each step", "loss (nats)", "epoch"} <= set(words)
+    picture = (tmp_path / "c.svg").read_bytes()
+    draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 0.0)
+    assert not any("reference" in word for word in texts(tmp_path / "c.svg"))
+    draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 0.519)
+    assert (tmp_path / "c.svg").read_bytes() == picture
+
+
+@pytest.mark.parametrize("spoil", ["", "\0", "step,epoch\n1,2\n", LOG.replace("1.6", "much"), LOG + "9,5.0,dev"])
+def test_a_log_that_is_none_is_refused(tmp_path, spoil):
+    (tmp_path / "log.csv").write_text(spoil)
+    if spoil == "":
+        draw_curves(tmp_path / "c.png", tmp_path / "log.csv", 0.5)  # nothing yet
+        return
+    with pytest.raises(UserError, match="log.csv is not what finetune.py wrote there"):
+        draw_curves(tmp_path / "c.png", tmp_path / "log.csv", 0.5)
+    assert not (tmp_path / "c.png").exists()
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Logits of 400 examples in three classes, and the split."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 40, size=400)
+    split = make_split([[1] * length for length in lengths], random.integers(3, size=400).tolist())
+    logits = torch.from_numpy(random.normal(size=(400, 3))).float()
+    logits[torch.arange(400), torch.from_numpy(split.labels.astype(np.int64))] += 1
+    return logits, split
+
+
+def test_the_confusion_matrix_has_counts_and_shares_of_rows(answers, tmp_path):
+    logits, split = answers
+    draw_confusion(tmp_path / "c.svg", logits, split, ["one", "two", "three"])
+    words = texts(tmp_path / "c.svg")
+    predictions = logits.argmax(-1).numpy()
+    for row in range(3):
+        for column in range(3):
+            count = int(((split.labels == row) & (predictions == column)).sum())
+            share = f"{count / int((split.labels == row).sum()):.0%}"
+            assert str(count) in words and share in words
+    assert words.count("one") == words.count("three") == 2
+    many = make_split([[1]] * 60, list(range(60)))  # too many classes for figures in the cells
+    draw_confusion(tmp_path / "many.png", torch.eye(60), many, [str(number) for number in range(60)])
+
+
+def test_the_calibration_error_is_guos(answers, tmp_path):
+    logits, split = answers
+    draw_reliability(tmp_path / "r.svg", logits, split, ["one", "two", "three"])
+    confidence, predictions = (each.numpy() for each in logits.double().softmax(-1).max(-1))
+    right = predictions == split.labels
+    expected = 0.0
+    for low in np.arange(10) / 10:
+        inside = (confidence >= low) & (confidence < low + 0.1)
+        expected += abs(right[inside].sum() - confidence[inside].sum()) / 400
+    assert any(f"expected calibration error {expected:.3f}" in word for word in texts(tmp_path / "r.svg"))
+
+
+def test_the_groups_of_lengths_hold_every_example_once(answers, tmp_path):
+    logits, split = answers
+    draw_accuracy_by_length(tmp_path / "l.svg", logits, split, ["one", "two", "three"])
+    words = texts(tmp_path / "l.svg")
+    counts = [int(word[2:]) for word in words if re.fullmatch("n=[0-9]+", word)]
+    ranges = [tuple(map(int, word.split("-"))) for word in words if re.fullmatch("[0-9]+-[0-9]+", word)]
+    lengths = np.diff(split.offsets)
+    assert sum(counts) == 400 and 5 <= len(counts) == len(ranges) <= 8 and min(counts) > 20
+    for (low, high), count in zip(ranges, counts, strict=True):
+        assert ((lengths >= low) & (lengths <= high)).sum() == count
+    assert any(f"all: {(logits.argmax(-1).numpy() == split.labels).mean():.3f}" in word for word in words)
+    one = make_split([[1, 2]], [0])
+    draw_accuracy_by_length(tmp_path / "one.png", torch.zeros(1, 2), one, ["a", "b"])

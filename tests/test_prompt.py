@@ -1,0 +1,106 @@
+"""Prompts: their tokens end every sequence, and the head starts as the language model's logits for the label words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, random_split, refuse, succeed, transformers_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+import checkpoint
+from configurator import load_settings
+from dataset import collate
+from errors import UserError
+from model import GPT
+from tokenizer import encode_label_words, encode_prompt, load_tokenizer
+
+CONFIGS = {name: load_settings(REPO / "finetune.py", [str(REPO / "config" / f"finetune_{name}_prompt.py")], {})
+           for name in ("sst", "cfimdb")}  # fmt: skip
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(13, 40))
+def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, block_size):
+    random = np.random.default_rng(seed)
+    prompt = tuple(random.integers(97, size=prompt_length).tolist())
+    plain = random_split(9, 30, 97, 2, seed)
+    split = replace(plain, prompt=prompt)
+    tokens, lengths = collate(split, np.arange(9), block_size)
+    assert lengths.tolist() == split.lengths(block_size).tolist()
+    for i in range(9):
+        sentence = plain.tokens[plain.offsets[i] : plain.offsets[i + 1]].tolist()
+        kept = sentence[-(block_size - prompt_length) :]
+        assert tokens[i, : lengths[i]].tolist() == kept + list(prompt)
+        assert split.whole_lengths()[i] == len(sentence) + prompt_length
+
+
+@pytest.mark.parametrize("task, num_classes", [("sst", 5), ("cfimdb", 2)])
+def test_the_first_logits_are_the_language_models_for_the_label_words(task, num_classes, tmp_path):
+    settings, encoding = CONFIGS[task], load_tokenizer()
+    theirs = transformers_model("GPT2LMHeadModel", tmp_path, vocab_size=50257, n_positions=128)
+    model = GPT.from_pretrained(str(tmp_path), num_classes=num_classes, block_size=96)
+    model.start_head_from(encode_label_words(settings.label_words, num_classes))
+    for sentence in (" A lovely film .", " " + "A mess of a film . " * 3):
+        tokens = torch.tensor([encoding.encode_ordinary(sentence + settings.prompt)])
+        split = replace(
+            random_split(1, 1, 97, 2),
+            tokens=np.array(encoding.encode_ordinary(sentence), dtype=np.uint16),
+            offsets=np.array([0, len(encoding.encode_ordinary(sentence))]),
+            prompt=encode_prompt(settings.prompt, 96),
+        )
+        ours = [torch.from_numpy(array) for array in collate(split, np.array([0]), 96)]
+        assert torch.equal(ours[0], tokens)
+        words = [encoding.encode_single_token(word) for word in settings.label_words]
+        with torch.no_grad():
+            expected = theirs(tokens).logits[0, -1, words]
+            torch.testing.assert_close(model(*ours)[0], expected, atol=1e-4, rtol=1e-4)
+    assert model.head.weight.data_ptr() != model.wte.weight.data_ptr()  # a copy: the embeddings stay as they are
+
+
+def test_the_configs_say_what_the_reference_did():
+    assert CONFIGS["sst"].prompt == (
+        " On a scale of 0 to 4, where 0 is negative, 2 neutral and 4 positive, rate sentence sentiment:"
+    )
+    assert CONFIGS["sst"].label_words == ["0", "1", "2", "3", "4"] and CONFIGS["sst"].block_size == 96
+    assert CONFIGS["cfimdb"].prompt == " Is the sentence sentiment negative or positive:"
+    assert CONFIGS["cfimdb"].label_words == ["negative", "positive"]
+
+
+def test_label_words_and_prompts_that_cannot_be_are_refused():
+    with pytest.raises(UserError, match="the label word 'unbelievably' is not one token but 4"):
+        encode_label_words(["good", "unbelievably"], 2)
+    with pytest.raises(UserError, match="the label word '' is not one token but 0"):
+        encode_label_words(["good", ""], 2)
+    for words in (["good"], ["good", "good"], ["good", "bad", "so"]):
+        with pytest.raises(UserError, match="label_words must be 2 different words"):
+            encode_label_words(words, 2)
+    assert encode_prompt("", 1) == ()
+    with pytest.raises(UserError, match="the prompt's 4 tokens leave no room for a sentence: block_size is 4"):
+        encode_prompt(" Good or bad:", 4)
+
+
+def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_text(workspace):
+    run = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
+    run += ["--block_size=32", "--dtype=float32", "--max_steps=3", "--gradient_accumulation_steps=1"]
+    run += ["--prompt= Is it good or bad:", '--label_words=["bad","good"]']
+    message = refuse(*run, '--label_words=["bad","wonderfuller"]', cwd=workspace)
+    assert "the label word 'wonderfuller' is not one token" in message
+    printed = succeed(*run, "--learning_rate=1e-9", "--weight_decay=0", cwd=workspace)
+    model, saved = checkpoint.load(workspace / "out" / "best.pt")
+    words = encode_label_words(["bad", "good"], 2)
+    # Adam's first steps move each weight by the learning rate
+    torch.testing.assert_close(model.head.weight, model.wte.weight[words], atol=1e-8, rtol=0)
+    assert saved["settings"]["prompt"] == " Is it good or bad:" and "are longer than block_size" in printed
+    evaluated = succeed("evaluate.py", "--predictions=p.csv", "--dtype=float32", cwd=workspace)
+    assert f"dev accuracy: {saved['progress']['best']['accuracy']:.3f}" in evaluated
+    # one example from text, by hand
+    text = "A dull, endless mess."
+    line = succeed("evaluate.py", "--text", text, "--dtype=float32", cwd=workspace).splitlines()[1]
+    text = " " + text if saved["data"]["leading_space"] else text
+    tokens = torch.tensor([load_tokenizer().encode_ordinary(text + saved["settings"]["prompt"])])
+    with torch.no_grad():
+        expected = model.eval()(tokens, torch.tensor([tokens.shape[1]]))[0].softmax(-1)
+    assert [float(word) for word in line.split()[1:3]] == pytest.approx(expected.tolist(), abs=6e-4)
+    message = refuse(*run, "--prompt= Good?", "--init_from=resume", "--max_steps=5", cwd=workspace)
+    assert "prompt was ' Is it good or bad:' and is now ' Good?'" in message

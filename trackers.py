@@ -1,0 +1,66 @@
+"""TensorBoard and Weights & Biases, for those who ask for them: each gets every row of log.csv."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from errors import UserError
+
+
+def start_trackers(
+    settings: SimpleNamespace, run: dict[str, Any], out: Path, step: int
+) -> list[Callable[[dict[str, Any]], None]]:
+    """Return, for each tracker that is asked for, the function that sends it a row of log.csv.
+
+    Args:
+        run: the facts of run.json; a resumed run, which has the same ones, goes on in the same curves.
+        step: the last step that has been taken: what a tracker holds of later ones is dropped or written over.
+
+    Raises:
+        UserError: a tracker's package is not installed, or it cannot start.
+    """
+    name = run["started"].replace(":", "") + f"-seed{run['seed']}"  # a run's own, and a file name on every system
+    trackers = []
+    if settings.tensorboard_log:
+        _require("tensorboard", "tensorboard_log")
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(out / "tensorboard" / name), purge_step=step + 1 if step else None)
+
+        def to_tensorboard(row: dict[str, Any]) -> None:
+            for key, value in _figures(row).items():
+                writer.add_scalar(key, value, row["step"])
+            writer.flush()
+
+        trackers.append(to_tensorboard)
+    if settings.wandb_log:
+        _require("wandb", "wandb_log")
+        import wandb
+
+        try:
+            wandb.init(
+                project=settings.wandb_project,
+                name=settings.wandb_run_name or str(out),
+                id=name.replace("+", "-"),
+                resume="allow",
+                dir=str(out),
+                config=run["settings"],
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"wandb_log: Weights & Biases cannot start ({error}): `wandb login`, or WANDB_MODE=offline"
+            ) from None
+        trackers.append(lambda row: wandb.log(_figures(row), step=row["step"]))
+    return trackers
+
+
+def _require(package: str, setting: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{setting}=True needs a package that is not installed: run `pip install {package}`")
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    """Return a row's figures under their names: train/loss, dev/accuracy, ..."""
+    return {f"{row['split']}/{key}": value for key, value in row.items() if key not in ("split", "step")}

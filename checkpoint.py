@@ -4,7 +4,7 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      task, label_names, folder, leading_space, examples, files: what the model was trained on
+    data                      what the model was trained on: finetune.data_facts
     settings                  the run's full configuration
     progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
     run                       what the result hangs on: run_folder.run_facts
@@ -28,7 +28,15 @@ CONTENT = {  # the dicts that a checkpoint must have, and the types of what must
     "config": {},
     "model": {},
     "settings": {"init_from": str, "prompt": str},
-    "data": {"task": str, "label_names": list, "folder": str, "leading_space": bool, "examples": dict, "files": dict},
+    "data": {
+        "task": str,
+        "label_names": list,
+        "detokenized": bool,
+        "folder": str,
+        "leading_space": bool,
+        "examples": dict,
+        "files": dict,
+    },
     "run": {},
     "progress": {
         "step": int,

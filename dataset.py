@@ -7,8 +7,8 @@ A prepared folder holds, for each split (train, dev, test):
     <split>.labels.bin    int16    class numbers (absent where the TSV has none)
     <split>.ids.txt       UTF-8    the examples' ids, one a line
 
-and one meta.json: format version, label names, counts, tokenizer, and the sha256 of the sources, of each file above and
-of meta.json itself without that line.
+and one meta.json: format version, label names, counts, tokenizer, whether the text was detokenized, and the sha256 of
+the sources, of each file above and of meta.json itself without that line.
 Numbers are little-endian.
 """
 
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 import tokenizer
+from detokenize import detokenize
 from errors import UserError
 from files import file_sha256, hold, refuse_irregular
-from tsv import Row, read_tsv
+from tsv import Row, Source, as_source, read_tsv
 
 FORMAT_VERSION = 2
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
@@ -40,30 +41,38 @@ FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
 # TSV -> data/<task>/
 
 
-def prepare(task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path) -> None:
+def prepare(
+    task: str,
+    files: dict[str, Path | Source],
+    label_names: list[str],
+    block_size: int,
+    folder: Path,
+    detokenized: bool = False,
+) -> None:
     """Tokenize a task's TSV files into `folder` and print a table of what is in them.
 
     Everything is written beside the folder's present content and moved into place only when all of it is whole.
 
     Args:
         task: name recorded in meta.json.
-        files: split -> TSV file, with "train" and "dev" among the splits; only these two must have labels.
+        files: split -> TSV file, or a Source that says more; with "train" and "dev" among the splits, and only these
+            two must have labels.
         label_names: the classes' names, in the order of their numbers.
         block_size: the task's usual sequence length, for the table's share of longer examples.
         folder: data/<task>, made if need be.
+        detokenized: undo Penn-Treebank tokenization first.
 
     Raises:
         UserError: a file is missing or not in the format; names the file and the line.
     """
-    for path in files.values():
-        if not path.is_file():
-            raise UserError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
+    sources = {split: as_source(file) for split, file in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
     meta = {
         "format_version": FORMAT_VERSION,
         "task": task,
         "label_names": label_names,
         "tokenizer": {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE},
+        "detokenized": detokenized,
         "splits": {},
     }
     encoding = tokenizer.load_tokenizer()
@@ -72,8 +81,13 @@ def prepare(task: str, files: dict[str, Path], label_names: list[str], block_siz
     try:
         print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
         print("".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES) + f"{f'>{block_size}':>7}  labels")
-        for split, path in files.items():
-            meta["splits"][split], share = _write_split(path, split, len(label_names), encoding, staging, block_size)
+        for split, source in sources.items():
+            rows = read_tsv(source, len(label_names), labelled=split in ("train", "dev"))
+            if detokenized:
+                rows = (row._replace(sentence=detokenize(row.sentence)) for row in rows)
+            meta["splits"][split], share = _write_split(
+                rows, source.path, split, len(label_names), encoding, staging, block_size
+            )
             _print_row(split, meta["splits"][split], share)
         meta["sha256"] = _meta_sha256(meta)
         (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -95,10 +109,9 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _write_split(
-    path: Path, split: str, num_classes: int, encoding: Any, folder: Path, block_size: int
+    rows: Iterator[Row], path: Path, split: str, num_classes: int, encoding: Any, folder: Path, block_size: int
 ) -> tuple[dict[str, Any], float]:
-    """Write one split's files into folder; return its part of meta.json and its share of examples over block_size."""
-    labelled = split in ("train", "dev")
+    """Write one split's rows into folder; return its part of meta.json and its share of examples over block_size."""
     length_counts = np.zeros(0, dtype=np.int64)  # how many examples have 0, 1, 2, ... tokens
     label_counts = np.zeros(num_classes, dtype=np.int64)
     examples = tokens = 0
@@ -107,7 +120,6 @@ def _write_split(
     token_file, offset_file, label_file, id_file = files = [open(folder / name, "wb") for name in names]
     try:
         offset_file.write(np.zeros(1, dtype="<i8").tobytes())
-        rows = read_tsv(path, num_classes, labelled)
         while chunk := _take_chunk(rows):
             # one by one: encode_ordinary_batch spends more on handing over a short text than on encoding it
             encoded = [encoding.encode_ordinary(row.sentence) for row in chunk]
@@ -159,7 +171,10 @@ def _take_chunk(rows: Iterator[Row]) -> list[Row]:
 
 def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
     lengths = "".join(f"{length:>5}" for length in meta["length_percentiles"].values())
-    labels = " ".join(map(str, meta["label_counts"])) if meta["label_counts"] else "none"
+    counts = meta["label_counts"]
+    labels = " ".join(map(str, counts)) if counts else "none"
+    if len(labels) > 25:  # more than a line of 80 columns has room for
+        labels = f"{len(counts)} classes, {min(counts)}-{max(counts)}"
     print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")
 
 
@@ -206,7 +221,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     path = folder / "meta.json"
-    again = f"run `python prepare_{folder.name}.py`"
+    again = f"run `python {_prepare_script(folder)}`"
     if not path.is_file():
         raise UserError(f"{folder} was not prepared (no meta.json there): {again} first")
     try:
@@ -222,13 +237,21 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
             and len(meta["label_names"]) >= 2
             and all(isinstance(name, str) and name.isprintable() for name in meta["label_names"])
             and meta["tokenizer"] == {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
+            and type(meta.get("detokenized", False)) is bool
             and all(_is_split_meta(split, name) for name, split in meta["splits"].items())
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path} is broken: {again} again")
+    meta.setdefault("detokenized", False)  # not there in folders from before there was a choice
     return meta
+
+
+def _prepare_script(folder: Path) -> str:
+    """Return the script that a folder comes from: data/sst from prepare_sst.py, other names from prepare_tsv.py."""
+    own = Path(__file__).with_name(f"prepare_{folder.name}.py")
+    return own.name if own.is_file() else f"prepare_tsv.py --name {folder.name} ..."
 
 
 def _is_split_meta(split: dict[str, Any], name: str) -> bool:
@@ -254,14 +277,14 @@ def load_split(folder: str | Path, split: str) -> Split:
     for name, sha256 in part["files"].items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
             state = "does not fit meta.json" if (folder / name).is_file() else "is missing"
-            raise UserError(f"{folder / name} {state}: run `python prepare_{folder.name}.py` again")
+            raise UserError(f"{folder / name} {state}: run `python {_prepare_script(folder)}` again")
     sizes = {"": part["tokens"], ".offsets": part["examples"] + 1, ".labels": part["examples"]}
     arrays = {}
     for field, dtype in FIELDS.items():
         path = folder / f"{split}{field}.bin"
         if path.name in part["files"]:
             if path.stat().st_size != sizes[field] * np.dtype(dtype).itemsize:
-                raise UserError(f"{path} does not fit meta.json: run `python prepare_{folder.name}.py` again")
+                raise UserError(f"{path} does not fit meta.json: run `python {_prepare_script(folder)}` again")
             arrays[field] = np.memmap(path, dtype=dtype, mode="r")
     tokens, offsets, labels = arrays[""], arrays[".offsets"], arrays.get(".labels")
     fits = (

@@ -165,12 +165,18 @@ def check_outputs(arguments: argparse.Namespace, task: str) -> None:
 
 
 def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
-    """Raise a UserError where a prepared folder's classes are not those that the checkpoint was trained on."""
+    """Raise a UserError where a prepared folder's classes or text are not what the checkpoint was trained on."""
     meta = load_meta(folder)
     if (meta["task"], meta["label_names"]) != (trained_on["task"], trained_on["label_names"]):
         raise UserError(
             f"{ckpt} was trained on {trained_on['task']!r} ({', '.join(trained_on['label_names'])}), "
             f"but {folder} holds {meta['task']!r} ({', '.join(meta['label_names'])})"
+        )
+    if meta["detokenized"] != trained_on["detokenized"]:
+        words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
+        raise UserError(
+            f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
+            f"prepare it again"
         )
 
 

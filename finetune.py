@@ -477,6 +477,7 @@ def data_facts(meta: dict[str, Any]) -> dict[str, Any]:
     return {
         "task": meta["task"],
         "label_names": meta["label_names"],
+        "detokenized": meta["detokenized"],
         "folder": settings.data_dir,
         "leading_space": meta["splits"]["train"]["leading_space"],
         "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},

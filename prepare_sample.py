@@ -2,7 +2,7 @@
 
 python prepare_sample.py
 
-This is also the pattern for data of your own: TSV files with the columns id, sentence and sentiment (0, 1, 2, ...).
+For data of your own, prepare_tsv.py does the same and more.
 """
 
 from pathlib import Path

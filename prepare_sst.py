@@ -2,6 +2,7 @@
 
 python prepare_sst.py                # downloads the course's files, unless they are in data/sst/ already
 python prepare_sst.py --source DIR   # takes them from DIR
+python prepare_sst.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
 """
 
 from pathlib import Path
@@ -24,8 +25,10 @@ FOLDER = Path("data/sst")
 def main() -> None:
     parser = errors.argument_parser(__doc__)
     parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
-    source = parser.parse_args().source
-    prepare("sst", find_files(FILES, source, FOLDER, URL), LABEL_NAMES, BLOCK_SIZE, FOLDER)
+    parser.add_argument("--detokenize", action="store_true", help="undo the Treebank's tokenization: It's, not It 's")
+    options = parser.parse_args()
+    files = find_files(FILES, options.source, FOLDER, URL)
+    prepare("sst", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
 
 
 if __name__ == "__main__":

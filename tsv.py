@@ -3,14 +3,27 @@
 import csv
 import os
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
 
 MAX_LINE = 1 << 20  # bytes; a longer line is no TSV, and reading it whole would cost its size in memory
+
+
+class Source(NamedTuple):
+    """Where a split's examples come from: the rows of a TSV file, or some of them. The columns are found by name."""
+
+    path: Path
+    sentence: str = "sentence"
+    label: str = "sentiment"
+    id: str | None = "id"  # None: the column `id` where there is one, else the row's number, from 1
+    numbers: dict[str, int] | None = None  # label -> class number; None: the labels are the numbers
+    chosen: np.ndarray | None = None  # (rows of the file,) bool; None: all of them
 
 
 class Row(NamedTuple):
@@ -19,46 +32,77 @@ class Row(NamedTuple):
     line: int
     id: str
     sentence: str
-    label: int | None
+    label: int | str | None  # the class's number, or from read_texts the label itself
 
 
-def read_tsv(path: Path, num_classes: int, labelled: bool) -> Iterator[Row]:
-    """Yield the rows of a TSV file, reading it line by line.
+def as_source(file: Path | Source) -> Source:
+    """Return a source that stands for a whole TSV file with the usual columns, or the given one.
 
-    The file is UTF-8 with a header; columns `id`, `sentence` and `sentiment` are found by name and others passed over.
-    Quoting is ordinary CSV quoting. Blank lines are passed over.
+    Raises:
+        UserError: there is no such file.
+    """
+    source = file if isinstance(file, Source) else Source(file)
+    if not source.path.is_file():
+        raise UserError(f"{source.path} {'is no regular file' if source.path.exists() else 'does not exist'}")
+    return source
+
+
+def read_tsv(file: Path | Source, num_classes: int, labelled: bool) -> Iterator[Row]:
+    """Yield a split's rows, their labels as class numbers.
 
     Args:
-        num_classes: labels must be whole numbers from 0 to num_classes - 1.
-        labelled: whether the sentiment column must be there; without it, labels are None.
+        num_classes: labels must be whole numbers from 0 to num_classes - 1, unless the source has other ones.
+        labelled: whether the label's column must be there; without it, labels are None.
 
     Raises:
         UserError: with file and line number, at the first row that breaks the format.
     """
+    source = as_source(file)
+    rows = read_texts(source, labelled)
+    for row in rows if source.chosen is None else compress(rows, source.chosen):
+        if row.label is not None:
+            where = f"{source.path}, line {row.line}"
+            row = row._replace(label=_number(row.label, num_classes, source.numbers, where))
+        yield row
+
+
+def read_texts(source: Source, labelled: bool) -> Iterator[Row]:
+    """Yield all rows of a source's file, with the labels as they stand there, reading it line by line.
+
+    The file is UTF-8 with a header. Quoting is ordinary CSV quoting. Blank lines and other columns are passed over.
+
+    Raises:
+        UserError: with file and line number, at the first row that breaks the format.
+    """
+    path, number = source.path, 0
     start = 1  # the line on which the present record starts: a quoted sentence may span several
     rows = csv.reader(_lines(path), delimiter="\t", strict=True)
     try:
         header = next(rows, [])
-        for name in ("id", "sentence", "sentiment"):
-            if header.count(name) > 1 or (name not in header and (name != "sentiment" or labelled)):
+        needed = [source.id, source.sentence] + [source.label] * labelled
+        for name in (source.id or "id", source.sentence, source.label):
+            if header.count(name) > 1 or (name in needed and name not in header):
                 problem = "more than one column" if name in header else "no column"
                 raise UserError(
                     f"{path}, line 1: {problem} {name!r}; the tab-separated header has {_short(', '.join(header))}"
                 )
-        id_column, sentence_column = header.index("id"), header.index("sentence")
-        label_column = header.index("sentiment") if "sentiment" in header else None
+        columns = {name: column for column, name in enumerate(header)}
+        id_column, label_column = columns.get(source.id or "id"), columns.get(source.label)
         start = rows.line_num + 1
         for row in rows:
             if row:
                 where = f"{path}, line {start}"
                 if len(row) != len(header):
                     raise UserError(f"{where}: {len(row)} columns, but the header has {len(header)}")
-                label = None if label_column is None else _label(row[label_column], num_classes, where)
-                if not row[sentence_column].strip():
+                number += 1
+                id = str(number) if id_column is None else row[id_column]
+                sentence = row[columns[source.sentence]]
+                label = None if label_column is None else row[label_column]
+                if not sentence.strip():
                     raise UserError(f"{where}: the sentence is empty, and there is nothing to classify: remove the row")
-                if not row[id_column].isprintable():
-                    raise UserError(f"{where}: the id {_short(row[id_column])} holds control characters")
-                yield Row(start, row[id_column], row[sentence_column], label)
+                if not id.isprintable():
+                    raise UserError(f"{where}: the id {_short(id)} holds control characters")
+                yield Row(start, id, sentence, label)
             start = rows.line_num + 1
     except csv.Error as error:
         problem = str(error)
@@ -91,8 +135,12 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _label(text: str, num_classes: int, where: str) -> int:
+def _number(text: str, num_classes: int, numbers: dict[str, int] | None, where: str) -> int:
     digits = text.strip()
+    if numbers is not None:
+        if digits not in numbers:
+            raise UserError(f"{where}: the label {_short(text)} is none of {_short(', '.join(numbers))}")
+        return numbers[digits]
     if not (digits.isascii() and digits.isdecimal()):
         raise UserError(f"{where}: the label {_short(text)} is no whole number from 0 to {num_classes - 1}")
     if len(digits) > 9 or int(digits) >= num_classes:

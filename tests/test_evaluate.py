@@ -295,6 +295,12 @@ def spoil_task(place):
     meta.write_text(json.dumps(content | {"sha256": _meta_sha256(content)}))
 
 
+def detokenize(place):
+    meta = place / "data" / "sample" / "meta.json"
+    content = json.loads(meta.read_text()) | {"detokenized": True}
+    meta.write_text(json.dumps(content | {"sha256": _meta_sha256(content)}))
+
+
 def spoil_weights(place):
     content = torch.load(place / "out" / "best.pt", weights_only=True)
     content["model"]["wte.weight"] = content["model"]["wte.weight"][:10]
@@ -342,6 +348,7 @@ def write(content):
         (spoil_pickle, "no whole checkpoint"),
         (spoil_weights, "its weights do not fit its configuration"),
         (spoil_task, "was trained on 'sample' (negative, positive), but data/sample holds 'other'"),
+        (detokenize, "prepared without --detokenize, but data/sample was prepared with it"),
         (flip_a_weight, "no whole checkpoint"),
         (change("model", **{"head.bias": torch.tensor([math.nan, 0])}), DAMAGED),
         (change("model", **{"head.bias": torch.zeros(2, dtype=torch.float64)}), DAMAGED),

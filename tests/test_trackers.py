@@ -24,7 +24,7 @@ def rows_of(folder) -> list[dict[str, str]]:
 def test_tensorboard_has_the_log_also_after_a_resume(workspace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    succeed(*RUN, "--tensorboard_log=True", "--max_steps=3", cwd=workspace)
+    succeed(*RUN, "--tensorboard_log=True", "--max_steps=4", cwd=workspace)  # an epoch
     succeed(*RUN, "--tensorboard_log=True", "--epochs=2", "--init_from=resume", cwd=workspace)
     (folder,) = (workspace / "out" / "tensorboard").iterdir()
     events = EventAccumulator(str(folder)).Reload()

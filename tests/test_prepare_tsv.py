@@ -1,0 +1,319 @@
+"""Data of one's own: any columns and labels, a fair dev split, a true report, settings that run as they are."""
+
+import json
+import sys
+import tracemalloc
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPO, refuse, succeed, visible
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import prepare_tsv
+from configurator import load_settings
+from dataset import load_meta, load_split
+from errors import UserError
+from finetune import RULES
+from prepare_tsv import choose_dev, config_text, count_repeats, read_labels, sentence_hash, suggest_block_size
+from tokenizer import load_tokenizer
+from tsv import Source
+
+ENCODING = load_tokenizer()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """The script's main() in a folder of its own; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tokenizer.load_tokenizer", lambda: ENCODING)
+
+    def run(*arguments: str, name: str = "x") -> str:
+        monkeypatch.setattr(sys, "argv", ["prepare_tsv.py", *map(str, arguments), "--name", name])
+        prepare_tsv.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def write(path: str, rows: list[tuple], header: str = "sentence\tsentiment") -> str:
+    Path(path).write_text("\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
+    return path
+
+
+def examples(split: str, name: str = "x") -> list[tuple[str, str, int]]:
+    """A prepared split's (id, sentence, label)."""
+    data = load_split(Path("data") / name, split)
+    bounds = data.offsets.tolist()
+    texts = [ENCODING.decode(data.tokens[a:b].tolist()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return list(zip(data.ids(), texts, data.labels.tolist(), strict=True))
+
+
+# -----------------------------------------------------------------------------
+# labels and columns
+
+
+def test_words_as_labels_are_numbered_alphabetically_or_as_asked(run):
+    write("a.tsv", [("late", "complaint"), ("thanks", "praise"), ("when?", " question "), ("broken", "complaint")])
+    write("b.tsv", [("why?", "question")])
+    printed = run("--train", "a.tsv", "--dev", "b.tsv")
+    assert "labels: 0 complaint, 1 praise, 2 question\n" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert load_meta("data/x")["label_names"] == ["complaint", "praise", "question"]
+    assert examples("train") == [("1", "late", 0), ("2", "thanks", 1), ("3", "when?", 2), ("4", "broken", 0)]
+    assert examples("dev") == [("1", "why?", 2)]
+    run("--train", "a.tsv", "--dev", "b.tsv", "--labels", "question", "praise", "complaint")
+    assert load_meta("data/x")["label_names"] == ["question", "praise", "complaint"]
+    assert [label for _, _, label in examples("train")] == [2, 1, 0, 2]
+
+
+def test_numbers_as_labels_keep_their_values_and_may_be_named(run):
+    write("a.tsv", [(f"text {i}", i % 12) for i in range(24)])  # 10 and 11 come after 9, not after 1
+    run("--train", "a.tsv", "--dev", "a.tsv", "--test", "a.tsv")
+    assert load_meta("data/x")["label_names"] == [str(i) for i in range(12)]
+    assert [label for _, _, label in examples("train")] == [i % 12 for i in range(24)]
+    assert examples("test") == examples("train")
+    write("b.tsv", [("bad", 0), ("good", 1)])
+    run("--train", "b.tsv", "--dev", "b.tsv", "--labels", "no", "yes", name="y")
+    assert load_meta("data/y")["label_names"] == ["no", "yes"]
+    write("c.tsv", [("bad", 1), ("good", 3), ("so so", 2)])
+    run("--train", "c.tsv", "--dev", "c.tsv", "--labels", "1", "2", "3", name="z")
+    assert [label for _, _, label in examples("train", "z")] == [0, 2, 1]
+
+
+def test_columns_of_other_names_and_a_test_file_without_labels(run):
+    write("a.tsv", [("n1", "pos", "fine"), ("n2", "neg", "dull")], header="key\ty\ttext")
+    write("t.tsv", [("n3", "who knows")], header="key\ttext")
+    named = ["--text_column", "text", "--label_column", "y"]
+    run("--train", "a.tsv", "--dev", "a.tsv", "--test", "t.tsv", *named, "--id_column", "key")
+    assert examples("train") == [("n1", "fine", 1), ("n2", "dull", 0)]
+    assert load_split("data/x", "test").ids() == ["n3"] and load_split("data/x", "test").labels is None
+    with pytest.raises(UserError, match=r"a.tsv, line 1: no column 'sentence'; .*'key, y, text'"):
+        run("--train", "a.tsv", "--dev", "a.tsv")
+    with pytest.raises(UserError, match="line 1: no column 'uid'"):
+        run("--train", "a.tsv", "--dev", "a.tsv", *named, "--id_column", "uid")
+
+
+GOOD = [("fine", "pos"), ("dull", "neg"), ("good", "pos"), ("bad", "neg")]
+REFUSED = {
+    "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is none of 'neg, pos'"),
+    "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], r"a.tsv, line 6: the label 'meh'"),
+    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "no row of a.tsv has the label 'meh'"),
+    "number left out": ([("a", 0), ("b", 1), ("c", 3)], [], "a.tsv: the labels go up to 3, but none is 2"),
+    "numbers from 1 on": ([("a", 1), ("b", 2)], [], r"none is 0: .* --labels 1 2"),
+    "absurd number": ([("a", 0), ("b", 999999999)], [], "none is 1:"),
+    "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "names 3 classes, but a.tsv has 2"),
+    "one class": ([("a", "pos"), ("b", "pos")], [], "every label is 'pos'"),
+    "one number": ([("a", "0"), ("b", "00")], [], "every label is '0'"),
+    "no rows": ([], [], "a.tsv: no examples"),
+    "empty label": ([("a", "pos"), ("b", " ")], [], "a.tsv, line 3: the label '' is empty"),
+    "label of control characters": ([("a", "\x1b[2J")], [], "a.tsv, line 2: the label"),
+    "the wrong column": ([(f"a{i}", f"b{i}") for i in range(1001)], [], "line 1002: more than 1,000 different labels"),
+    "single sentence": ([*GOOD, ("so", "meh")], [], "the class 'meh' has fewer than two different sentences"),
+    "repeats of one": ([*GOOD, ("so", "meh"), ("so", "meh")], [], "the class 'meh' has fewer than two"),
+    "share too small": (GOOD, [], "a share of 0.1 of 4 sentences is 1, less than one for each of 2 classes"),
+    "empty sentence": ([("", "pos")], [], "a.tsv, line 2: the sentence is empty"),
+    "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
+    "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
+    "seed": (GOOD, ["--seed", "-1"], "--seed must be"),
+    "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
+    "one column for two": (GOOD, ["--text_column", "sentiment"], "three columns"),
+    "no such file": (GOOD, ["--test", "nowhere.tsv"], "nowhere.tsv does not exist"),
+    "a folder": (GOOD, ["--dev", "."], "is no regular file"),
+}
+
+
+@pytest.mark.parametrize("rows, arguments, message", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_is_refused_and_nothing_written(run, rows, arguments, message):
+    write("a.tsv", rows)
+    write("d.tsv", [("fine", "pos"), ("hm", "odd")])
+    with pytest.raises(UserError, match=message):
+        run("--train", "a.tsv", *arguments)
+    assert not Path("data").exists() and not Path("config").exists()
+
+
+@pytest.mark.parametrize("name", ["sst", "cfimdb", "sample", "tsv", "..", "a/b", "a\\b", "/tmp/x", "", "A", "x.y", "ä"])
+def test_a_name_that_is_taken_or_none_is_refused(run, name):
+    with pytest.raises(UserError, match="--name"):
+        run("--train", "a.tsv", name=name)
+
+
+# -----------------------------------------------------------------------------
+# dev out of train
+
+CLASSES = st.lists(st.integers(2, 40), min_size=2, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CLASSES, st.lists(st.integers(0, 10**6), max_size=60), st.floats(0.05, 0.5), st.integers(0, 2**32 - 1))
+def test_the_split_is_stratified_and_keeps_repeated_sentences_together(counts, repeats, share, seed):
+    random = np.random.default_rng(seed)
+    distinct = random.choice(2**62, size=sum(counts), replace=False).astype(np.uint64)
+    classes = np.repeat(np.arange(len(counts)), counts)
+    picked = np.concatenate([np.arange(len(distinct)), np.array(repeats, dtype=int) % len(distinct)])
+    picked = random.permutation(picked)
+    names = [str(i) for i in range(len(counts))]
+    try:
+        in_dev = choose_dev(distinct[picked], classes[picked], names, share, seed)
+    except UserError as error:
+        assert len(distinct) * share <= len(counts) or "left to train on" in str(error)
+        return
+    sides = defaultdict(set)
+    for sentence, side in zip(picked.tolist(), in_dev.tolist(), strict=True):
+        sides[sentence].add(side)
+    assert all(len(side) == 1 for side in sides.values())
+    assert sum(side == {True} for side in sides.values()) == int(np.ceil(share * len(distinct)))
+    for number, count in enumerate(counts):
+        chosen = sum(sides[sentence] == {True} for sentence in np.flatnonzero(classes == number).tolist())
+        assert abs(chosen - share * count) < 2 and chosen < count
+    assert (choose_dev(distinct[picked], classes[picked], names, share, seed) == in_dev).all()
+
+
+def test_the_split_loses_nothing_and_depends_on_the_seed_alone(run):
+    rows = [(f"sentence {i % 180}", "abc"[i % 180 % 3]) for i in range(200)]
+    write("a.tsv", rows)
+    run("--train", "a.tsv")
+    first = visible(Path("data/x"))
+    train, dev = examples("train"), examples("dev")
+    assert {int(id): (text, "abc"[label]) for id, text, label in train + dev} == dict(enumerate(rows, 1))
+    assert len({text for _, text, _ in dev}) == 18 and not {text for _, text, _ in dev} & {text for _, text, _ in train}
+    run("--train", "a.tsv")
+    assert visible(Path("data/x")) == first
+    run("--train", "a.tsv", "--seed", "1")
+    assert {id for id, _, _ in examples("dev")} != {id for id, _, _ in dev}
+    run("--train", "a.tsv", "--dev_share", "0.5")
+    assert len({text for _, text, _ in examples("dev")}) == 90
+
+
+# -----------------------------------------------------------------------------
+# the report, the config file, what is replaced
+
+
+def test_the_report_counts_repeats_conflicts_and_what_is_shared(run):
+    twice = [("one", 0), ("one", 0), ("two", 0), ("two", 1), (" two", 1), ("three", 0), ("four", 1), ("five", 1)]
+    write("a.tsv", twice)
+    write("b.tsv", [("four", 1), ("two", 0), ("six", 0)])
+    write("c.tsv", [("six",), ("six",), ("seven",)], header="sentence")
+    lines = run("--train", "a.tsv", "--dev", "b.tsv", "--test", "c.tsv").splitlines()
+    assert lines[5:-2] == [
+        "train: 2 sentences more than once, 1 of them with differing labels",
+        "dev: no sentences more than once",
+        "test: 1 sentence more than once",
+        "train and dev: 2 sentences in both",
+        "train and test: no sentences in both",
+        "dev and test: 1 sentence in both",
+        "block_size 32 cuts 0.00% of the training sentences",
+    ]
+    assert lines[-2:] == ["wrote config/finetune_x.py", "next: python finetune.py config/finetune_x.py"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 999)), min_size=1, max_size=60))
+def test_repeats_and_conflicts_as_counted_by_hand(rows):
+    labels = defaultdict(list)
+    for sentence, label in rows:
+        labels[sentence].append(label)
+    expected = sum(len(given) > 1 for given in labels.values()), sum(len(set(given)) > 1 for given in labels.values())
+    sentences = np.array([sentence_hash(str(sentence)) for sentence, _ in rows], dtype=np.uint64)
+    assert count_repeats(sentences, np.array([label for _, label in rows], dtype=np.int16)) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=300))
+def test_the_suggested_block_size_holds_99_percent_and_no_smaller_one_does(lengths):
+    lengths = np.array(lengths)
+    block_size = suggest_block_size(lengths)
+    assert block_size % 32 == 0 and 32 <= block_size <= 1024
+    assert block_size == 1024 or (lengths <= block_size).mean() >= 0.99
+    assert block_size == 32 or (lengths <= block_size - 32).mean() < 0.99
+
+
+@pytest.mark.parametrize(
+    "count, length, expected",  # block_size, batch_size, accumulation, epochs, warm-up
+    [
+        (878, 20, (32, 32, 1, 10, 17)),
+        (1_999, 40, (64, 32, 1, 10, 38)),
+        (2_000, 97, (128, 32, 1, 4, 15)),
+        (50_000, 300, (320, 8, 4, 4, 375)),
+        (50_001, 100, (128, 32, 2, 2, 94)),
+        (1_000_000, 2000, (1024, 4, 32, 2, 938)),
+    ],
+)
+def test_the_config_file_loads_and_fits_the_data(tmp_path, count, length, expected):
+    path = tmp_path / "config.py"
+    path.write_text(config_text("x", 3, np.full(count, length)))
+    loaded = load_settings(str(REPO / "finetune.py"), [str(path)], RULES)
+    names = ["block_size", "batch_size", "gradient_accumulation_steps", "epochs", "warmup_steps"]
+    assert tuple(getattr(loaded, name) for name in names) == expected
+    assert (loaded.data_dir, loaded.out_dir) == ("data/x", "out-x")
+    assert (loaded.learning_rate, loaded.lr_schedule) == (3e-5, "cosine")
+
+
+def test_a_second_run_renews_the_data_and_keeps_the_config(run):
+    write("a.tsv", GOOD)
+    run("--train", "a.tsv", "--dev", "a.tsv")
+    config = Path("config/finetune_x.py")
+    written = config.read_text()
+    config.write_text(written + "dropout = 0.1\n")
+    write("a.tsv", [*GOOD, ("new", "pos")])
+    printed = run("--train", "a.tsv", "--dev", "a.tsv")
+    assert "kept config/finetune_x.py, which may hold your changes" in printed
+    assert config.read_text() == written + "dropout = 0.1\n" and len(examples("train")) == 5
+    write("other.tsv", GOOD[:3])
+    before = visible(Path("data/x"))
+    with pytest.raises(UserError, match="data/x holds something that was not prepared from a file other.tsv"):
+        run("--train", "other.tsv", "--dev", "a.tsv")
+    assert visible(Path("data/x")) == before
+    run("--train", "other.tsv", "--dev", "a.tsv", "--overwrite")
+    assert "dropout" not in config.read_text() and len(examples("train")) == 3
+
+
+def test_somebody_elses_folder_and_a_config_that_is_no_file_are_left_alone(run):
+    write("a.tsv", GOOD)
+    Path("data/x").mkdir(parents=True)
+    Path("data/x/train.bin").write_text("nanoGPT's")
+    with pytest.raises(UserError, match="data/x holds something"):
+        run("--train", "a.tsv", "--dev", "a.tsv")
+    assert Path("data/x/train.bin").read_text() == "nanoGPT's"
+    Path("config/finetune_y.py").mkdir(parents=True)
+    with pytest.raises(UserError, match="no regular file"):
+        run("--train", "a.tsv", "--dev", "a.tsv", name="y")
+    assert not Path("data/y").exists()
+
+
+def test_a_damaged_folder_names_the_right_script(run):
+    write("a.tsv", GOOD)
+    run("--train", "a.tsv", "--dev", "a.tsv")
+    Path("data/x/dev.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="run `python prepare_tsv.py --name x ...` again"):
+        load_split("data/x", "dev")
+    meta = json.loads(Path("data/x/meta.json").read_text())
+    Path("data/x/meta.json").write_text(json.dumps(meta | {"detokenized": 0}))
+    with pytest.raises(UserError, match="is broken: run `python prepare_tsv.py --name x"):
+        load_meta("data/x")
+
+
+def test_reading_keeps_no_sentence(tmp_path):
+    path = tmp_path / "long.tsv"
+    write(str(path), [(f"{i} " + "x" * 2000, i % 2) for i in range(10_000)])  # 20 MB
+    tracemalloc.start()
+    try:
+        seen, sentences, labels = read_labels(Source(path, id=None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(sentences.tolist())) == 10_000 and seen == {"0": 2, "1": 3} and labels.sum() == 5_000
+    assert peak < 1 << 20
+
+
+def test_from_a_file_to_a_trained_model(tmp_path):
+    sample = REPO / "data" / "sample" / "train.tsv"
+    printed = succeed("prepare_tsv.py", "--train", sample, "--name", "mine", cwd=tmp_path)
+    assert printed.endswith("next: python finetune.py config/finetune_mine.py\n")
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    small = ["--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_steps=2"]
+    printed = succeed("finetune.py", "config/finetune_mine.py", *small, cwd=tmp_path)
+    assert "790 train and 88 dev examples" in printed and (tmp_path / "out-mine" / "best.pt").is_file()
+    assert "required: --name" in refuse("prepare_tsv.py", "--train", sample, cwd=tmp_path)

@@ -144,7 +144,7 @@ def main() -> None:
     else:
         if not settings.overwrite:
             refuse_to_replace_a_run(out)
-        model = new_model(len(meta["label_names"]))
+        model = new_model(meta["label_names"])
         out.mkdir(parents=True, exist_ok=True)
         lock = hold(out)
         if not settings.overwrite:
@@ -355,10 +355,11 @@ def write(path: Path, action: Callable[[Path], None], failed: dict[str, str]) ->
         failed[path.name] = str(error)
 
 
-def new_model(num_classes: int) -> GPT:
-    """Return the model that init_from names, under a fresh head."""
+def new_model(label_names: list[str]) -> GPT:
+    """Return the model that init_from names, under a fresh head or, where it has one for these classes, its own."""
+    num_classes = len(label_names)
     if settings.init_from != "scratch":
-        return GPT.from_pretrained(settings.init_from, num_classes, settings.dropout, settings.block_size)
+        return GPT.from_pretrained(settings.init_from, num_classes, settings.dropout, settings.block_size, label_names)
     return GPT(
         GPTConfig(
             num_classes=num_classes,

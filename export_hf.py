@@ -17,7 +17,6 @@ from typing import Any
 import tiktoken
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from scipy.stats import binomtest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
@@ -267,6 +266,8 @@ def result(data: dict[str, Any], progress: dict[str, Any]) -> str:
     count = examples.get("dev") if isinstance(examples, dict) else None
     interval = ""
     if type(count) is int and 0 < count < 2**53:
+        from scipy.stats import binomtest  # here, since importing it takes a second
+
         low, high = binomtest(round(best["accuracy"] * count), count).proportion_ci(method="wilson")
         interval = f" (95% Wilson interval {low:.3f} to {high:.3f}, {count:,} examples)"
     return (

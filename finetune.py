@@ -161,7 +161,7 @@ def main() -> None:
         model.train_last(settings.trainable_blocks)
     run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
     lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
-    run["settings"] = (saved["settings"] if saved else vars(settings)) | lengths
+    run["settings"] = run.get("settings", vars(settings)) | lengths
     run.pop("ended", None)
     model.activation_checkpointing = settings.activation_checkpointing
     model.to(where)

@@ -29,8 +29,9 @@ from pretrained import HUB_NAMES, to_transformers
 from tokenizer import END_OF_TEXT, VOCAB_SIZE, load_tokenizer, vocabulary_folder
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-# settings that say where files lay and what else was run, and nothing about the model
-NOT_IN_THE_CARD = {"data_dir", "out_dir", "overwrite", "init_from", "save_interval", "seeds"}
+# settings that say where files lay and what else was run, or what the card says already
+NOT_IN_THE_CARD = {"data_dir", "out_dir", "overwrite", "save_interval", "seeds"}
+NOT_IN_THE_CARD |= {"init_from", "n_layer", "n_head", "n_embd"}
 
 
 def main() -> None:
@@ -180,7 +181,7 @@ CARD = """\
 
 # {task}: a text classifier
 
-{base}, {parameters:,} parameters, fine-tuned into a classifier of {num_classes} classes.
+{base}, {shape}, fine-tuned into a classifier of {num_classes} classes:
 
 {classes}
 
@@ -224,7 +225,7 @@ def model_card(model: GPT, saved: dict[str, Any], prompt_length: int) -> str:
     """Return the text of README.md. What comes from the checkpoint is escaped, and none of it is in the YAML header."""
     data, run = saved["data"], saved["run"]
     settings = run["settings"] if isinstance(run.get("settings"), dict) else saved["settings"]  # a resumed run's first
-    block_size = model.config.block_size
+    block_size, parameters = model.config.block_size, sum(p.numel() for p in model.parameters())
     init_from = settings.get("init_from")
     header = ["library_name: transformers", "pipeline_tag: text-classification"]
     if hub_name := HUB_NAMES.get(init_from) if isinstance(init_from, str) else None:
@@ -247,7 +248,7 @@ def model_card(model: GPT, saved: dict[str, Any], prompt_length: int) -> str:
         header="\n".join(header),
         task=plain(data["task"]),
         base=base,
-        parameters=sum(p.numel() for p in model.parameters()),
+        shape=f"{parameters:,} parameters in {model.config.n_layer} blocks of width {model.config.n_embd}",
         num_classes=model.config.num_classes,
         classes=table("number", "class", dict(enumerate(data["label_names"]))),
         length=length,

@@ -392,7 +392,13 @@ def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict
 
 def test_the_card_tells_what_is_known(tmp_path):
     run = {
-        "settings": {"init_from": "gpt2", "learning_rate": 5e-05, "data_dir": "/home/me/secret", "prompt": " It was"},
+        "settings": {
+            "init_from": "gpt2",
+            "learning_rate": 5e-05,
+            "n_layer": 4,
+            "data_dir": "/home/me/secret",
+            "prompt": " It was",
+        },
         "git": {"commit": "1a2b3c", "dirty": True},
         "versions": {"torch": "2.13.0", "numpy": "2.0.0"},
         "command": ["/home/me/secret/finetune.py"],
@@ -414,6 +420,7 @@ def test_the_card_tells_what_is_known(tmp_path):
                  "| versions | torch 2.13.0, numpy 2.0.0 |", "| device | cpu (no GPU) |"]:  # fmt: skip
         assert line in body.splitlines()
     assert "may have 22 tokens" in body and "The prompt ' It was' ends every text" in body
+    assert "parameters in 2 blocks of width 32, fine" in body and "n\\_layer" not in body  # n_layer is for scratch only
     assert "secret" not in body
     snippet = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
     names = {}

@@ -109,6 +109,9 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         isinstance(name, str) and name.isprintable() for name in names
     ):
         raise UserError(f"{path} is damaged: its class names do not fit its configuration")
+    examples = content["data"]["examples"]
+    if set(examples) != {"train", "dev"} or not all(type(n) is int and 0 < n < 2**53 for n in examples.values()):
+        raise UserError(f"{path} is damaged: data.examples")
     if best and not all(type(best.get(key)) in (int, float) for key in ("step", "epoch", "accuracy", "loss")):
         raise UserError(f"{path} is damaged or incomplete: progress.best")
     return model, content

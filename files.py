@@ -44,16 +44,57 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # the rename, too, must survive a power cut
-            folder = os.open(target.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        _to_disk(target.parent)
     except (OSError, RuntimeError) as error:
         # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}; what was there before is untouched") from None
+
+
+@contextmanager
+def folder_written_whole(folder: Path, replace: bool) -> Iterator[Path]:
+    """Give an empty folder to fill; at the end of the block it takes folder's place, after an error all is as it was.
+
+    Args:
+        folder: nothing as yet, or a folder; a link is followed.
+        replace: remove what the folder holds, once the new content is whole and in its place. Else it must be empty.
+
+    Raises:
+        UserError: it cannot be written, or the disk is full.
+    """
+    target = Path(os.path.realpath(folder))
+    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in (*temporary.iterdir(), temporary):
+                _to_disk(path)
+            if target.exists() and not replace:
+                target.rmdir()  # fails where something has come into it in the meantime
+            elif target.exists():
+                target.rename(old)
+            temporary.rename(target)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)  # what was to take its place did not get there
+            shutil.rmtree(temporary, ignore_errors=True)
+        _to_disk(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; what was there before is untouched"
+        ) from None
+
+
+def _to_disk(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def hold(folder: Path) -> IO:

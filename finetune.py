@@ -170,7 +170,7 @@ def train_and_evaluate() -> None:
     model, saved, lock = begin_or_resume(out, facts)
     run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
     lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
-    run["settings"] = (saved["settings"] if saved else vars(settings)) | lengths
+    run["settings"] = run.get("settings", vars(settings)) | lengths
     run["processes"] = distributed.size()
     run.pop("ended", None)
     model.activation_checkpointing = settings.activation_checkpointing
@@ -405,7 +405,7 @@ def begin_or_resume(out: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, An
     else:
         if is_first and not settings.overwrite:
             refuse_to_replace_a_run(out)
-        model = new_model(len(facts["label_names"]))
+        model = new_model(facts["label_names"])
         if is_first:
             out.mkdir(parents=True, exist_ok=True)
             lock = hold(out)
@@ -416,10 +416,12 @@ def begin_or_resume(out: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, An
     return model, saved, lock
 
 
-def new_model(num_classes: int) -> GPT:
-    """Return the model that init_from names, with its head as label_words has it."""
+def new_model(label_names: list[str]) -> GPT:
+    """Return the model that init_from names: its head that of label_words, the folder's where it has one, or random."""
+    num_classes = len(label_names)
     if settings.init_from != "scratch":
-        model = GPT.from_pretrained(settings.init_from, num_classes, settings.dropout, settings.block_size)
+        sizes = (num_classes, settings.dropout, settings.block_size)
+        model = GPT.from_pretrained(settings.init_from, *sizes, label_names=label_names)
     else:
         names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
         model = GPT(GPTConfig(num_classes=num_classes, **{name: getattr(settings, name) for name in names}))

@@ -275,7 +275,12 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, num_classes: int = 2, dropout: float = 0.0, block_size: int | None = None
+        cls,
+        name_or_path: str,
+        num_classes: int = 2,
+        dropout: float = 0.0,
+        block_size: int | None = None,
+        label_names: list[str] | None = None,
     ) -> "GPT":
         """Load GPT-2's weights, in float32, under a new head (or the stored one, where the weights have one).
 
@@ -286,11 +291,14 @@ class GPT(nn.Module):
             num_classes: classes of the head.
             dropout: dropout probability, everywhere.
             block_size: keep only the first so many positions; None keeps all of them.
+            label_names: the classes in the order of their numbers, compared with those of a stored head.
 
         Raises:
-            UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly.
+            UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head
+                has other classes.
         """
-        from pretrained import find_weights, fit_weights, read_config, read_weights  # it, too, imports this module
+        # it, too, imports this module
+        from pretrained import check_label_names, find_weights, fit_weights, read_config, read_weights
 
         config_path, weight_paths = find_weights(name_or_path)
         config = read_config(config_path, num_classes, dropout, block_size)
@@ -300,4 +308,6 @@ class GPT(nn.Module):
         for path in weight_paths:
             weights.update(read_weights(path))
         model.load_state_dict(fit_weights(weights, model, weight_paths[0].parent), assign=True)
+        if label_names and "score.weight" in weights:
+            check_label_names(config_path, label_names)
         return model

@@ -1,15 +1,17 @@
-"""GPT-2's weights as transformers wrote them, from the Hugging Face hub or a directory, fitted to our model."""
+"""GPT-2's weights as transformers has them: from the Hugging Face hub or a directory into our model, and back."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from errors import UserError
+from errors import UserError, printable
 from model import GPT, GPTConfig
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
 
 
 def find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
@@ -113,6 +115,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def check_label_names(config_path: Path, label_names: list[str]) -> None:
+    """Refuse a stored head that has the task's classes in another order; say so where it has classes of other names."""
+    id2label = json.loads(config_path.read_text(encoding="utf-8")).get("id2label")
+    if not isinstance(id2label, dict):
+        return
+    stored = [str(id2label.get(str(number))) for number in range(len(label_names))]
+    if stored in (label_names, [f"LABEL_{number}" for number in range(len(stored))]):  # the latter says nothing
+        return
+    theirs, ours = ", ".join(stored), ", ".join(label_names)
+    if sorted(stored) == sorted(label_names):
+        raise UserError(
+            f"the head in {config_path.parent} has the classes in the order {theirs}, but the data has {ours}: "
+            f"number the data's labels as the head does, or {trunk_alone(config_path.parent)}"
+        )
+    print(printable(f"note: the head's classes in {config_path.parent}, {theirs}, now stand for {ours}"))
+
+
+def trunk_alone(folder: Path) -> str:
+    """Return how to start from a stored classifier without its head."""
+    return (
+        f'start from its trunk alone: python -c "from transformers import GPT2Model as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('trunk')\" and then --init_from=trunk"
+    )
+
+
 def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str, Tensor]:
     """Return the model's state dict from transformers' tensors: every parameter filled, every tensor used."""
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
@@ -122,6 +149,12 @@ def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str
         for name, tensor in theirs.items()
         if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
     }
+    score, num_classes = theirs.get("score.weight"), model.config.num_classes
+    if isinstance(score, Tensor) and score.dim() == 2 and len(score) != num_classes:
+        raise UserError(
+            f"the head in {folder} is for {len(score)} classes, and {num_classes} are asked for: "
+            f"take data with its classes, or {trunk_alone(folder)}"
+        )
     fitted, problems = {}, []
     for name, parameter in model.state_dict().items():
         shape = tuple(parameter.shape)
@@ -134,8 +167,7 @@ def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str
         if tensor is None:
             problems.append(f"{their_name} is missing")
             continue
-        is_transposed = name.startswith("h.") and len(shape) == 2  # transformers keeps these as (in, out)
-        expected = shape[::-1] if is_transposed else shape
+        expected = shape[::-1] if is_transposed(name, parameter) else shape
         if name == "wpe.weight" and isinstance(tensor, Tensor):
             tensor = tensor[: shape[0]]
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
@@ -146,10 +178,57 @@ def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str
             continue
         if not tensor.isfinite().all():
             problems.append(f"{their_name} holds numbers that are not finite")
-        tensor = tensor.t() if is_transposed else tensor
+        tensor = tensor.t() if is_transposed(name, parameter) else tensor
         fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     problems += [f"{name} is unknown" for name in theirs]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(f"the weights in {folder} do not fit the model: {'; '.join(problems[:8])}{more}")
     return fitted
+
+
+def to_transformers(model: GPT) -> dict[str, Tensor]:
+    """Return the tensors of a GPT2ForSequenceClassification with the model's very logits: fit_weights' inverse.
+
+    transformers' head has no bias; ours goes into the final LayerNorm's.
+
+    Raises:
+        UserError: it does not go in there.
+    """
+    theirs = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("head."):
+            continue
+        theirs[f"transformer.{name}"] = tensor.t().contiguous() if is_transposed(name, tensor) else tensor
+    theirs["score.weight"] = model.head.weight.detach()
+    theirs["transformer.ln_f.bias"] = with_folded_bias(model)
+    return theirs
+
+
+def is_transposed(name: str, tensor: Tensor) -> bool:
+    """Return whether transformers keeps this parameter as (in, out), where ours is (out, in)."""
+    return name.startswith("h.") and tensor.dim() == 2
+
+
+@torch.no_grad()
+def with_folded_bias(model: GPT) -> Tensor:
+    """Return a bias of the final LayerNorm that does what it and the head's bias do together: float32 (n_embd,).
+
+    The logits are W x + c. Where W d = c they are W (x + d), so d is added to x, the LayerNorm's output: the shortest
+    such d, in double precision. Logits stay what they were, not only probabilities.
+
+    Raises:
+        UserError: there is no such d, since the rows of W depend on each other.
+    """
+    weight, bias = (tensor.double().numpy() for tensor in (model.head.weight, model.head.bias))
+    before = model.ln_f.bias.double()
+    shift = np.linalg.lstsq(weight, bias, rcond=1e-6)[0]  # what is smaller is rounding, the weights being float32
+    folded = (before + torch.from_numpy(shift)).float()
+    off = np.abs(weight @ (folded.double() - before).numpy() - bias).max()
+    if not off <= FOLD_TOLERANCE:
+        raise UserError(
+            f"transformers' head has no bias, and this one's cannot go into the final LayerNorm: a logit would be off "
+            f"by {off:.1e}, since the rows of head.weight depend on each other. Train with another seed, or a model "
+            f"with n_embd ({model.config.n_embd}) at least the number of classes ({model.config.num_classes})"
+        )
+    return folded

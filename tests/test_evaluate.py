@@ -361,6 +361,8 @@ def write(content):
         (change("data", label_names=["a", "\x1b[2J"]), DAMAGED),
         (change("data", leading_space=None), DAMAGED),
         (change("settings", prompt=None), DAMAGED),
+        (change("data", examples={"train": 3}), DAMAGED),
+        (change("data", examples={"train": 3, "dev": 10**30}), DAMAGED),
         (change("data", folder=3), DAMAGED),
         (change("progress", step="3"), DAMAGED),
         (change("progress", best={"step": 1}), DAMAGED),

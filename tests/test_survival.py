@@ -252,6 +252,14 @@ def test_a_run_records_what_its_result_hangs_on(workspace):  # noqa: F811
     assert shown == {key: value for key, value in run.items() if key != "ended"}
 
 
+def test_a_run_resumed_twice_still_says_what_it_began_with(workspace):  # noqa: F811
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    for steps in (2, 3):
+        succeed(*RUN, "--init_from=resume", f"--max_steps={steps}", cwd=workspace)
+    run = json.loads((workspace / "out" / "run.json").read_text())
+    assert run["settings"]["init_from"] == "scratch" and run["settings"]["max_steps"] == 3
+
+
 def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # noqa: F811
     words = [*RUN, "--seeds=[3,1]", "--epochs=1"]
     process = start("--seeds=[3,1]", "--epochs=1", cwd=workspace)

@@ -1,0 +1,451 @@
+"""export_hf.py: transformers' own pipeline, offline, has to give our probabilities; and the folder comes back to us."""
+
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPO, make_split, refuse, succeed, transformers_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+import checkpoint
+import evaluate
+import export_hf
+from dataset import collate, load_meta, load_split
+from errors import UserError
+from model import GPT, GPTConfig
+from predict import loss_and_accuracy, predict
+from tokenizer import load_tokenizer
+from tsv import read_tsv
+
+CPU = torch.device("cpu")
+NAMES = ["very bad", "bad", "so-so", "good", "very good"]
+BLOCK_SIZE = 24
+ENCODING = load_tokenizer()
+ODD_TEXTS = [
+    "A lovely film.",
+    " A lovely film.",
+    "   three spaces, and some at the end   ",
+    "\ttab\tand\u00a0no-break space\u3000and an ideographic one",
+    "<|endoftext|>",
+    "before<|endoftext|>after <|endoftext|>",
+    "👩‍👩‍👧‍👦 🇨🇭 👍🏽 love it!!! 😍",
+    "这部电影真好看。 とても面白い 정말 좋아요",
+    "naïve café e\u0301 ﬁlm \u202eright to left\u202c \x00\x1b[2J",
+    "It 's n't they'll I'VE 1,234.56 ½ ²",
+    "a",
+    " ",
+    "word " * 300,
+    "x" * 1000,
+]
+
+
+def random_model(num_classes: int = 5, n_embd: int = 32, block_size: int = BLOCK_SIZE) -> GPT:
+    """A small model with GPT-2's vocabulary whose every parameter is random and whose classes vary with the text."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(num_classes, block_size, 50257, 2, 4, n_embd, 0.1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noqa: B006
+    """A checkpoint of it."""
+    names = [f"class {number}" for number in range(model.config.num_classes)]
+    about = {"leading_space": True, "detokenized": False, "examples": {"train": 9, "dev": 8}}
+    data = {"task": "films", "label_names": names, "folder": "", "files": {}} | about | data
+    best = {"step": 8, "epoch": 2.0, "accuracy": 0.75, "loss": 0.5}
+    progress = {"step": 8, "epoch": 2.0, "evaluated": 8, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
+    parts = {"run": {}, "progress": progress} | parts
+    parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})
+    checkpoint.save(path, model, data=data, **parts)
+    return path
+
+
+def export(*words: object) -> None:
+    """export_hf.py's main in this process: importing PyTorch anew for every call would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["export_hf.py", *map(str, words)])
+        export_hf.main()
+
+
+def exported(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noqa: B006
+    export("--ckpt", save(folder / "best.pt", model, data, **parts), "--out", folder / "hf")
+    return folder / "hf"
+
+
+def pipeline(folder: Path, **options):
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.pipeline("text-classification", model=str(folder), device="cpu", **options)
+
+
+def pipeline_probabilities(folder: Path, names: list[str], texts: list[str]) -> torch.Tensor:
+    """What transformers' pipeline says of the texts, in padded batches: (texts, classes)."""
+    rows = pipeline(folder)(texts, batch_size=16, top_k=None, truncation=True)
+    by_name = [{entry["label"]: entry["score"] for entry in row} for row in rows]
+    return torch.tensor([[row[name] for name in names] for row in by_name])
+
+
+def our_tokens(text: str, leading_space: bool, prompt: list[int], block_size: int) -> list[int]:
+    """The tokens that the README promises, computed by hand."""
+    tokens = ENCODING.encode_ordinary(" " + text if leading_space and not text.startswith(" ") else text)
+    return tokens[-(block_size - len(prompt)) :] + prompt
+
+
+def sentences(path: Path, num_classes: int) -> list[str]:
+    return [row.sentence for row in read_tsv(path, num_classes, labelled=True)]
+
+
+def assert_same(theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    assert ours.std(0).max() > 0.03  # the comparison is about something
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+# -----------------------------------------------------------------------------
+# the same probabilities
+
+
+def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepared_sample, tmp_path):
+    folder = prepared_sample / "data" / "sample"
+    meta, model = load_meta(folder), random_model(2)
+    data = {"label_names": meta["label_names"], "leading_space": meta["splits"]["train"]["leading_space"]}
+    save(tmp_path / "best.pt", model, data)
+    printed = succeed("export_hf.py", "--ckpt", "best.pt", "--out", "hf", cwd=tmp_path)
+    assert 'pipeline("text-classification", model="hf")' in printed
+    split = load_split(folder, "dev")
+    assert (np.diff(split.offsets) > BLOCK_SIZE).sum() > 10  # some are cut
+    ours = predict(model, split, CPU, torch.float32).softmax(-1)
+    theirs = pipeline_probabilities(tmp_path / "hf", meta["label_names"], sentences(folder / "dev.tsv", 2))
+    assert_same(theirs, ours)
+
+
+def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp_path):
+    model = random_model(block_size=64)
+    texts = sentences(tsv_dir / "ids-sst-dev.csv", 5)
+    split = make_split([ENCODING.encode_ordinary(text) for text in texts], None)
+    ours = predict(model, split, CPU, torch.float32).softmax(-1)
+    assert len(texts) == 1101
+    assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
+
+
+@pytest.mark.parametrize("prompt", ["", " It was", "\n\nOverall, the film was 👍 <|endoftext|> or"])
+@pytest.mark.parametrize("leading_space", [True, False])
+def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkeypatch, leading_space, prompt):
+    model, ending = random_model(), ENCODING.encode_ordinary(prompt)
+    data = {"label_names": NAMES, "leading_space": leading_space}
+    folder = exported(tmp_path, model, data, settings={"prompt": prompt})
+    sequences = [our_tokens(text, leading_space, ending, BLOCK_SIZE) for text in ODD_TEXTS]
+    # evaluate.py, too, has these tokens
+    seen = []
+    stub = lambda model, split, *_: seen.append(split) or torch.zeros(len(split), 5)  # noqa: E731
+    monkeypatch.setattr(evaluate, "predict", stub)
+    loaded = checkpoint.load(tmp_path / "best.pt")
+    evaluate.classify_lines([loaded], iter(ODD_TEXTS), CPU, torch.float32)
+    monkeypatch.undo()
+    tokens, lengths = collate(seen[0], np.arange(len(ODD_TEXTS)), BLOCK_SIZE)
+    assert [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)] == sequences
+    tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)
+    assert tokens["input_ids"] == sequences and set(tokens) == {"input_ids", "attention_mask"}
+    with torch.no_grad():
+        alone = [model(torch.tensor([tokens]), torch.tensor([len(tokens)])).softmax(-1)[0] for tokens in sequences]
+    assert_same(pipeline_probabilities(folder, NAMES, ODD_TEXTS), torch.stack(alone))
+
+
+@pytest.fixture(scope="module")
+def their_tokenizers(tmp_path_factory):
+    """What transformers loads, by leading_space and prompt."""
+    folders = {key: tmp_path_factory.mktemp("hf") for key in [(True, ""), (False, " It was")]}
+    return {
+        (leading_space, prompt): pipeline(
+            exported(folder, random_model(), {"leading_space": leading_space}, settings={"prompt": prompt})
+        ).tokenizer
+        for (leading_space, prompt), folder in folders.items()
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(min_size=1, max_size=80))
+def test_any_text_becomes_our_tokens(their_tokenizers, text):
+    for (leading_space, prompt), tokenizer in their_tokenizers.items():
+        expected = our_tokens(text, leading_space, ENCODING.encode_ordinary(prompt), BLOCK_SIZE)
+        assert tokenizer(text, truncation=True)["input_ids"] == expected
+
+
+def test_a_long_text_without_truncation_is_an_error_and_not_something_else(tmp_path):
+    classify = pipeline(exported(tmp_path, random_model()))
+    with pytest.raises((IndexError, RuntimeError)):
+        classify("word " * 300)
+
+
+# -----------------------------------------------------------------------------
+# the head's bias
+
+
+@pytest.mark.parametrize("scale", [0, 1, 30])
+def test_a_large_bias_changes_no_logit(tmp_path, scale):
+    from transformers import GPT2ForSequenceClassification
+
+    model = random_model()
+    with torch.no_grad():
+        model.head.bias.copy_(scale * torch.tensor([1, -0.3, 0.5, 0, 0.9]))  # and they do not sum to 0
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    theirs = GPT2ForSequenceClassification.from_pretrained(exported(tmp_path, model)).eval()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    tokens = torch.randint(50256, (8, BLOCK_SIZE))
+    with torch.no_grad():
+        ours = model(tokens, torch.full((8,), BLOCK_SIZE))
+        torch.testing.assert_close(theirs(tokens).logits, ours, atol=2e-5, rtol=0)
+        if scale == 0:
+            assert torch.equal(theirs.transformer.ln_f.bias, model.ln_f.bias)
+
+
+def test_a_bias_that_the_layernorm_cannot_take_is_refused(tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.head.weight[3] = model.head.weight[1] + model.head.weight[0]
+        model.head.bias.copy_(torch.tensor([0.5, 0.25, 0.0, 0.75, 1.0]))
+    exported(tmp_path, model)  # this bias it can take
+    model.head.bias.data[3] += 0.01
+    with pytest.raises(UserError, match=r"a logit would be off by 3.3e-03, since the rows of head.weight"):
+        export("--ckpt", save(tmp_path / "best.pt", model), "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match=r"n_embd \(4\) at least the number of classes \(6\)"):
+        export("--ckpt", save(tmp_path / "narrow.pt", random_model(6, n_embd=4)), "--out", tmp_path / "other")
+
+
+# -----------------------------------------------------------------------------
+# back into our model
+
+
+def test_an_exported_folder_loads_back_with_the_same_logits(tmp_path):
+    model = random_model()
+    ours = GPT.from_pretrained(str(exported(tmp_path, model)), num_classes=5).eval()
+    assert ours.config == GPTConfig(5, BLOCK_SIZE, 50257, 2, 4, 32) and not ours.head.bias.any()
+    tokens, lengths = torch.randint(50257, (8, BLOCK_SIZE)), torch.arange(1, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens, lengths), model(tokens, lengths), atol=1e-5, rtol=0)
+    again = GPT.from_pretrained(str(tmp_path / "hf"), num_classes=5)
+    export("--ckpt", save(tmp_path / "again.pt", again), "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "hf/model.safetensors").read_bytes()
+
+
+TRAIN = ["finetune.py", "--data_dir=data/sample", f"--block_size={BLOCK_SIZE}", "--max_steps=1", "--dtype=float32",
+         "--gradient_accumulation_steps=1", "--learning_rate=1e-12"]  # fmt: skip
+
+
+def test_finetune_starts_from_an_exported_folder_and_minds_its_classes(workspace):
+    model = random_model(2)
+    names = {"label_names": ["negative", "positive"]}
+    exported(workspace, model, names)
+    split = load_split(workspace / "data" / "sample", "dev")
+    loss, accuracy = loss_and_accuracy(predict(model, split, CPU, torch.float32), split.labels)
+    printed = succeed(*TRAIN, "--init_from=hf", "--out_dir=out", cwd=workspace)
+    assert f"dev accuracy {accuracy:.3f}, dev loss {loss:.4f}" in printed and "note: the head" not in printed
+    export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
+    card = (workspace / "hf2" / "README.md").read_text()
+    assert "GPT-2 from a local folder" in card and f"Accuracy **{accuracy:.3f}**" in card
+    names["label_names"].reverse()
+    export("--ckpt", save(workspace / "best.pt", model, names), "--out", workspace / "hf", "--overwrite")
+    message = refuse(*TRAIN, "--init_from=hf", "--out_dir=out2", cwd=workspace)
+    assert "the head in hf has the classes in the order positive, negative" in message
+    assert not (workspace / "out2").exists()
+
+
+def load(folder: Path, *label_names: str) -> GPT:
+    return GPT.from_pretrained(str(folder), len(label_names), label_names=list(label_names))
+
+
+def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, capsys, monkeypatch):
+    theirs = transformers_model("GPT2ForSequenceClassification")
+    theirs.config.id2label = dict(enumerate("abcde"))
+    theirs.save_pretrained(tmp_path / "hf")
+    assert torch.equal(load(tmp_path / "hf", *"abcde").head.weight, theirs.score.weight)
+    assert not capsys.readouterr().out
+    load(tmp_path / "hf", *"abcdx")
+    assert "note: the head's classes in" in (printed := capsys.readouterr().out)
+    assert printed.endswith("a, b, c, d, e, now stand for a, b, c, d, x\n")
+    with pytest.raises(UserError, match="has the classes in the order a, b, c, d, e, but the data has a, b, c, e, d"):
+        load(tmp_path / "hf", *"abced")
+    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for") as error:
+        load(tmp_path / "hf", *"ab")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'python -c "(.*)"', str(error.value))[1])  # what the message says to do
+    assert torch.equal(load(tmp_path / "trunk", *"ba").wte.weight, theirs.transformer.wte.weight)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for id2label in ({str(number): f"LABEL_{number}" for number in range(5)}, None, ["a"]):  # they say nothing
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"id2label": id2label}))
+        capsys.readouterr()
+        load(tmp_path / "hf", *"edcba")
+        assert not capsys.readouterr().out
+
+
+# -----------------------------------------------------------------------------
+# the folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    ckpt = save(tmp_path / "out" / "best.pt", random_model())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for out, message in [
+        ("file", "is there already and no folder"),
+        ("out/best.pt", "is there already and no folder"),
+        ("out", r"holds other things \(best.pt\): name a new folder"),
+        (".", "is the current folder"),
+        ("/", r"holds other things \(.* and [0-9]+ more\)"),
+        ("nowhere/hf", "the folder it is to lie in does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export("--ckpt", ckpt, "--out", out, "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
+    export("--ckpt", ckpt, "--out", "empty")
+    before = content(tmp_path / "empty")
+    assert set(before) == export_hf.FILES
+    assert {path.stat().st_mode for path in (tmp_path / "empty").iterdir()} == {(tmp_path / "file").stat().st_mode}
+    with pytest.raises(UserError, match="empty holds a model already: name another folder, or add --overwrite"):
+        export("--ckpt", ckpt, "--out", "empty")
+    assert content(tmp_path / "empty") == before
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other things \(notes.txt\)"):
+        export("--ckpt", ckpt, "--out", "empty", "--overwrite")
+    (tmp_path / "empty" / "notes.txt").unlink()
+    save(ckpt, random_model(3))
+    export("--ckpt", ckpt, "--out", "empty", "--overwrite")
+    assert len(json.loads(content(tmp_path / "empty")["config.json"])["id2label"]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    before = content(exported(tmp_path, random_model()))
+    save(tmp_path / "best.pt", random_model(n_embd=48))
+    # no file may grow beyond 7 MB, which the weights do: the write fails as it does on a full disk
+    words = [sys.executable, str(REPO / "export_hf.py"), "--ckpt=best.pt", "--out=hf", "--overwrite"]
+    script = f"ulimit -f 7000; trap '' XFSZ; exec {shlex.join(words)}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(r"error: cannot write hf: .*File too large.*\n", done.stderr), done
+    assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
+
+
+@pytest.mark.parametrize("calls", range(3))
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, calls):
+    before = content(exported(tmp_path, random_model()))
+    save(tmp_path / "best.pt", random_model(3))
+    rename, count = Path.rename, iter(range(10))
+
+    def failing(self, target):
+        if next(count) == calls:
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    words = ["--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite"]
+    if calls == 2:  # there are but two
+        return export(*words)
+    with pytest.raises(UserError, match="cannot write .*hf: Permission denied; what was there before is untouched"):
+        export(*words)
+    assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    def refused(model: GPT, data: dict = {}, **parts: dict) -> str:  # noqa: B006
+        with pytest.raises(UserError) as error:
+            exported(tmp_path, model, data, **parts)
+        assert os.listdir(tmp_path) == ["best.pt"]
+        return str(error.value)
+
+    assert "single class" in refused(random_model(1))
+    assert "classes of the same name" in refused(random_model(2), {"label_names": ["a", "a"]})
+    assert "the prompt's 24 tokens leave no room for a sentence" in refused(
+        random_model(), settings={"prompt": " no" * 24}
+    )
+    small = GPT(GPTConfig(2, 8, 100, 1, 1, 8))
+    assert "has 100 tokens, fewer than GPT-2's 50,257" in refused(small)
+    with pytest.raises(UserError, match="there is no checkpoint nowhere.pt"):
+        export("--ckpt", "nowhere.pt", "--out", tmp_path / "hf")
+    assert "--out" in refuse("export_hf.py", cwd=tmp_path)
+
+
+# -----------------------------------------------------------------------------
+# the model card
+
+
+def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict, str]:  # noqa: B006
+    text = (exported(folder, model, data, **parts) / "README.md").read_text(encoding="utf-8")
+    _, header, body = text.split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+def test_the_card_tells_what_is_known(tmp_path):
+    run = {
+        "settings": {
+            "init_from": "gpt2",
+            "learning_rate": 5e-05,
+            "n_layer": 4,
+            "data_dir": "/home/me/secret",
+            "prompt": " It was",
+        },
+        "git": {"commit": "1a2b3c", "dirty": True},
+        "versions": {"torch": "2.13.0", "numpy": "2.0.0"},
+        "command": ["/home/me/secret/finetune.py"],
+        "device": "cpu (no GPU)",
+    }
+    data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
+    header, body = card(tmp_path, random_model(), data, run=run, settings=run["settings"] | {"init_from": "resume"})
+    expected = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    assert header == expected | {"base_model": "openai-community/gpt2", "license": "mit"}
+    # Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    p, n, z = 0.75, 1100, 1.959964
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) and loss 0.5000" in body
+    assert (round(low, 3), round(high, 3)) == tuple(
+        round(float(end), 3) for end in binomtest(825, 1100).proportion_ci(method="wilson")
+    )
+    for line in ["| 4 | very good |", "| learning\\_rate | 5e-05 |", "| git | commit 1a2b3c, dirty True |",
+                 "| versions | torch 2.13.0, numpy 2.0.0 |", "| device | cpu (no GPU) |"]:  # fmt: skip
+        assert line in body.splitlines()
+    assert "may have 22 tokens" in body and "The prompt ' It was' ends every text" in body
+    assert "parameters in 2 blocks of width 32, fine" in body and "n\\_layer" not in body  # n_layer is for scratch only
+    assert "secret" not in body
+    snippet = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
+    names = {}
+    exec(snippet.replace("path/to/this/folder", str(tmp_path / "hf")), names)
+    assert names["classify"]("word " * 300)[0]["label"] in NAMES
+
+
+def test_the_card_claims_no_accuracy_of_other_weights(tmp_path):
+    saved = torch.load(save(tmp_path / "last.pt", random_model()), weights_only=True)
+    _, body = card(tmp_path, random_model(), progress=saved["progress"] | {"step": 12})  # as in a later last.pt
+    assert "No accuracy was measured for these weights" in body and "0.750" not in body
+
+
+def test_content_cannot_break_the_card(tmp_path):
+    evil = "| x\n---\nlicense: other\n# <b>*`_[a](b)~\u202e"
+    names = ["a|b", "<script>", "`", "[x](http://x)", "---"]
+    run = {"git": evil, "versions": [evil], "settings": {evil: evil, "prompt": 1, "init_from": ["gpt2"]}, "device": {}}
+    data = {"task": evil, "label_names": names}
+    header, body = card(tmp_path, random_model(), data, run=run, settings={"prompt": evil[:12]})
+    assert header == {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    text_outside_code = re.sub(r"```.*?```|`[^`\n]+`", "", body.replace(r"\`", ""), flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)[<>\[\]]", text_outside_code) and "\u202e" not in body
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith("|")} == {3}
+    assert pipeline(tmp_path / "hf")("A film.")[0]["label"] in names

@@ -4,7 +4,7 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      what the model was trained on: finetune.data_facts
+    data                      what the model was trained on: start.data_facts
     settings                  the run's full configuration
     progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
     run                       what the result hangs on: run_folder.run_facts

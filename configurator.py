@@ -11,7 +11,9 @@ import difflib
 import io
 import math
 import os
+import shutil
 import sys
+import textwrap
 import tokenize
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -138,9 +140,10 @@ def _help(source: str, script: str, defaults: dict[str, Any]) -> str:
     """Return the script's docstring and one line a setting: its default and the comment beside it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    columns = max(60, min(shutil.get_terminal_size().columns, 120))
     lines = [ast.get_docstring(ast.parse(source)) or "", "", "settings, with their defaults:"]
     for name, value, where in _assignments(source, script, only_settings=True):
         setting = f"--{name}={value}"
         meaning = comments.get(int(where.rpartition(":")[2]), "")
-        lines.append(f"  {setting:<34} {meaning}".rstrip())
+        lines.append(textwrap.fill(f"  {setting:<32} {meaning}".rstrip(), columns, subsequent_indent=" " * 35))
     return os.linesep.join(lines)

@@ -3,11 +3,11 @@
 python evaluate.py --ckpt out/best.pt
 python evaluate.py --ckpt out/best.pt --errors 20 --plots plots
 python evaluate.py --ckpt out/best.pt --compare other/best.pt
-python evaluate.py --ckpt out/seed-1/best.pt out/seed-2/best.pt  (an ensemble: the mean of their probabilities)
+python evaluate.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 python evaluate.py --ckpt out/best.pt --split test --predictions sst-test.csv
 python evaluate.py --ckpt out/best.pt --submission submission
 python evaluate.py --ckpt out/best.pt --text "A lovely film."
-python evaluate.py --ckpt out/best.pt --text - < reviews.txt     (one a line; blank lines are passed over)
+python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 """
 
 import errors
@@ -120,8 +120,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
     add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
-    add("--overwrite", action="store_true", help="let these three replace files")
-    add("--text", help="classify this text line by line; - reads standard input")
+    add("--overwrite", action="store_true", help="let --predictions, --plots and --submission replace files")
+    add("--text", help="classify this text, each line that is not blank; - reads standard input")
     add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
     add("--device", choices=device.DEVICES, default="auto", help="default: %(default)s")
     add("--dtype", choices=("auto", *device.DTYPES), default="auto", help="default: %(default)s")

@@ -1,9 +1,9 @@
-"""Fine-tune GPT-2 into a text classifier on one GPU, or on a CPU.
+"""Fine-tune GPT-2 into a text classifier, on one GPU, several, or a CPU.
 
 python finetune.py config/finetune_sst.py
-python finetune.py config/finetune_sst.py --batch_size=16 --gradient_accumulation_steps=128
+python finetune.py config/finetune_sst.py --learning_rate=3e-5 --epochs=10
 python finetune.py config/finetune_sst.py --init_from=resume
-torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py    (two GPUs, or two processes on a CPU)
+torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py   (two GPUs)
 """
 
 import os
@@ -104,7 +104,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,13 +112,12 @@ from tqdm import tqdm
 
 import checkpoint
 import distributed
-from dataset import Split, epoch_order, load_meta, load_split
+from dataset import epoch_order, load_meta, load_split
 from device import choose_device, choose_dtype, tune
 from errors import UserError, is_out_of_memory
-from files import hold
-from model import GPT, GPTConfig
 from predict import loss_and_accuracy, over_split, predict
-from run_folder import now, refuse_to_replace_a_run, run_facts, start_log, write_log, write_run
+from run_folder import now, run_facts, start_log, write_log, write_run
+from start import begin_or_resume, data_facts, describe
 from step import (
     accumulate_gradient,
     accumulate_head_gradient,
@@ -129,14 +128,10 @@ from step import (
     update,
 )
 from stopping import Stopped, note_signals
-from tokenizer import VOCAB_SIZE, encode_label_words, encode_prompt
+from tokenizer import encode_prompt
 from trackers import start_trackers
 
 SECONDS_BETWEEN_LINES = 5  # of plain output, where there is no terminal for a progress bar
-# what may differ when a run is resumed; anything else would make it another run
-FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
-FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds", "reference_accuracy"}
-FREE_ON_RESUME |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
 OF_ONE_MACHINE = {"data_dir", "out_dir", "init_from", "device"}  # what may differ between processes
 SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
 
@@ -166,8 +161,8 @@ def train_and_evaluate() -> None:
     print(f"device: {where} ({why_device})\ndtype: {settings.dtype} ({why_dtype})")
 
     # model, optimizer and where the run stands
-    facts = data_facts(meta)
-    model, saved, lock = begin_or_resume(out, facts)
+    facts = data_facts(settings.data_dir, meta)
+    model, saved, lock = begin_or_resume(settings, out, facts)
     run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
     lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
     run["settings"] = run.get("settings", vars(settings)) | lengths
@@ -191,7 +186,7 @@ def train_and_evaluate() -> None:
             progress["best"] = {}
     common = {name: value for name, value in vars(settings).items() if name not in OF_ONE_MACHINE}
     distributed.refuse_differences(common | {"data": facts["files"], "step of last.pt": progress["step"]})
-    describe(model, train, dev)
+    describe(settings, model, train, dev)
 
     step_size = settings.batch_size * settings.gradient_accumulation_steps  # examples a step
     steps_per_epoch = math.ceil(len(train) / step_size)  # the last may be smaller
@@ -387,104 +382,6 @@ def write(path: Path, action: Callable[[Path], None], failed: dict[str, str]) ->
         if path.name not in failed:
             tqdm.write(f"warning: {error}; training goes on", file=sys.stderr)
         failed[path.name] = str(error)
-
-
-def begin_or_resume(out: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any] | None, IO | None]:
-    """Return the model, what last.pt holds if the run is resumed, and the lock on out_dir (the first process's).
-
-    Raises:
-        UserError: out_dir holds another run or is in use, or there is no such model.
-    """
-    torch.manual_seed(settings.seed)
-    saved = lock = None
-    is_first = distributed.rank() == 0
-    if settings.init_from == "resume":
-        if is_first and out.is_dir():
-            lock = hold(out)  # until the process ends
-        model, saved = load_resumable(out / "last.pt", facts)
-    else:
-        if is_first and not settings.overwrite:
-            refuse_to_replace_a_run(out)
-        model = new_model(facts["label_names"])
-        if is_first:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = hold(out)
-        if is_first and not settings.overwrite:
-            refuse_to_replace_a_run(out)  # one that has begun in the meantime
-    if 0 <= settings.trainable_blocks < model.config.n_layer:
-        model.train_last(settings.trainable_blocks)
-    return model, saved, lock
-
-
-def new_model(label_names: list[str]) -> GPT:
-    """Return the model that init_from names: its head that of label_words, the folder's where it has one, or random."""
-    num_classes = len(label_names)
-    if settings.init_from != "scratch":
-        sizes = (num_classes, settings.dropout, settings.block_size)
-        model = GPT.from_pretrained(settings.init_from, *sizes, label_names=label_names)
-    else:
-        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
-        model = GPT(GPTConfig(num_classes=num_classes, **{name: getattr(settings, name) for name in names}))
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
-        )
-    if settings.trainable_blocks > model.config.n_layer:
-        raise UserError(
-            f"trainable_blocks={settings.trainable_blocks}, but the model has {model.config.n_layer} blocks"
-        )
-    if settings.label_words:
-        model.start_head_from(encode_label_words(settings.label_words, num_classes))
-    return model
-
-
-def describe(model: GPT, train: Split, dev: Split) -> None:
-    """Print what is trained, and on what."""
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = f", {trained:,} of them trained" if trained < parameters else ""
-    print(f"model: {parameters:,} parameters{frozen}, init_from {settings.init_from}")
-    print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
-    longer = (train.whole_lengths() > model.config.block_size).sum()
-    if longer:
-        print(f"note: {longer:,} train examples are longer than block_size and keep their last tokens only")
-    if distributed.size() > 1:
-        print(f"processes: {distributed.size()}, each with its share of every step")
-
-
-def load_resumable(path: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any]]:
-    """Return the model and the content of last.pt, having checked that this run is its continuation.
-
-    Raises:
-        UserError: there is nothing to resume from, or data or settings differ from what the run began with.
-    """
-    model, saved = checkpoint.load(path)
-    if "optimizer" not in saved or "scaler" not in saved:
-        raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
-    if saved["data"]["files"] != facts["files"]:
-        raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
-    free = FREE_ON_RESUME - ({"epochs"} if settings.lr_schedule == "cosine" else set())
-    changed = [
-        f"{name} was {saved['settings'].get(name)!r} and is now {value!r}"
-        for name, value in vars(settings).items()
-        if name not in free and value != saved["settings"].get(name)
-    ]
-    if changed:
-        raise UserError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
-    return model, saved
-
-
-def data_facts(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint records of its data."""
-    return {
-        "task": meta["task"],
-        "label_names": meta["label_names"],
-        "detokenized": meta["detokenized"],
-        "folder": settings.data_dir,
-        "leading_space": meta["splits"]["train"]["leading_space"],
-        "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
-        "files": {split: meta["splits"][split]["files"] for split in ("train", "dev")},
-    }
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO, transformers_model
+from conftest import REPO, succeed, transformers_model
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 PROGRAMS = ("python", "make", "torchrun", "pip", "hf")
@@ -60,8 +60,8 @@ def test_every_file_of_the_repository_that_is_named_is_there():
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory, tsv_dir) -> Path:
-    """The repository's files in a folder of their own, with the course's data and a tiny GPT-2 where downloads go."""
+def clone(tmp_path_factory) -> Path:
+    """The repository's files in a folder of their own, with the sample as data and a tiny GPT-2 where downloads go."""
     folder = tmp_path_factory.mktemp("readme")
     names = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=True).stdout
     for name in names.split("\0")[:-1]:
@@ -69,8 +69,10 @@ def clone(tmp_path_factory, tsv_dir) -> Path:
         shutil.copy(REPO / name, folder / name)
     for task in ("sst", "cfimdb"):
         (folder / "data" / task).mkdir()
-        for path in tsv_dir.glob(f"ids-{task}-*.csv"):
-            shutil.copy(path, folder / "data" / task)
+        for split, source in (("train", "train"), ("dev", "dev"), ("test-student", "dev")):
+            shutil.copy(
+                folder / "data" / "sample" / f"{source}.tsv", folder / "data" / task / f"ids-{task}-{split}.csv"
+            )
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
     rows = (REPO / "data" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "my.tsv").write_text("".join(rows[:200]), encoding="utf-8")
@@ -141,13 +143,11 @@ def assert_known(output: str) -> None:
                 assert (REPO / word).is_file(), line
 
 
-def test_baselines_of_the_results_table(clone):
-    for task in ("sst", "cfimdb"):
-        subprocess.run([sys.executable, f"prepare_{task}.py"], cwd=clone, check=True, capture_output=True)
+def test_baselines_of_the_results_table(tsv_dir, tmp_path):
     row = {"sst": ("0.253", "0.392"), "cfimdb": ("0.502", "0.914")}
     for task, (majority, regression) in row.items():
-        command = [sys.executable, "bench/baselines.py", f"data/{task}"]
-        printed = subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True).stdout
+        succeed(f"prepare_{task}.py", "--source", tsv_dir, cwd=tmp_path)
+        printed = succeed("bench/baselines.py", f"data/{task}", cwd=tmp_path)
         assert majority in printed and regression in printed
     assert re.search(r"majority class .*\| 0\.253 \| 0\.502 \|", README)
     assert re.search(r"TF-IDF .*\| 0\.392 \| 0\.914 \|", README)

@@ -37,7 +37,7 @@ CONTENT = {  # the dicts that a checkpoint must have, and the types of what must
         "examples": dict,
         "files": dict,
     },
-    "run": {},
+    "run": {"settings": dict, "started": str, "seed": int},
     "progress": {
         "step": int,
         "epoch": float,
@@ -109,6 +109,9 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         isinstance(name, str) and name.isprintable() for name in names
     ):
         raise UserError(f"{path} is damaged: its class names do not fit its configuration")
+    progress = content["progress"]
+    if min(progress[key] for key in ("step", "evaluated", "skipped")) < 0 or not 0 <= progress["seconds"] < 1e12:
+        raise UserError(f"{path} is damaged: progress")
     examples = content["data"]["examples"]
     if set(examples) != {"train", "dev"} or not all(type(n) is int and 0 < n < 2**53 for n in examples.values()):
         raise UserError(f"{path} is damaged: data.examples")

@@ -48,6 +48,12 @@ def load_settings(script: str, argv: list[str], rules: dict[str, Rule]) -> Simpl
     return SimpleNamespace(**settings)
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> str:
+    """Return in words which settings differ, but for the free ones; nothing where none does."""
+    changed = [name for name in now if name not in free and now[name] != before.get(name)]
+    return "; ".join(f"{name} was {_short(before.get(name))} and is now {_short(now[name])}" for name in changed)
+
+
 def _read_argument(argument: str, defaults: dict[str, Any]) -> list[tuple[str, Any, str]]:
     """Return (name, value, where) for each setting that one command line argument makes."""
     if not argument.startswith("-"):
@@ -118,6 +124,12 @@ def _checked(name: str, value: Any, where: str, defaults: dict[str, Any], rules:
         raise UserError(
             f"{where}: {name} must be of type {expected.__name__}, not {type(value).__name__} {_short(value)}"
         )
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: {name} holds what is no character (bytes that are not UTF-8): {value!r:.60}"
+        ) from None
     holds, words = rules.get(name, (lambda _: True, ""))
     if expected is int and abs(value) >= 2**53:
         holds, words = (lambda _: False), "below 2**53"

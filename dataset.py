@@ -77,6 +77,9 @@ def prepare(
     }
     encoding = tokenizer.load_tokenizer()
     lock = hold(folder)
+    if (folder / "meta.json").is_file() and _is_detokenized(folder) not in (None, detokenized):
+        form = "as it is" if detokenized else "detokenized"
+        print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
     staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
     try:
         print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
@@ -100,6 +103,14 @@ def prepare(
         shutil.rmtree(staging, ignore_errors=True)
         lock.close()
     print(f"wrote {folder}{os.sep}")
+
+
+def _is_detokenized(folder: Path) -> bool | None:
+    """Return whether the text that a folder holds is detokenized; None where that cannot be told."""
+    try:
+        return load_meta(folder)["detokenized"]
+    except UserError:
+        return None
 
 
 def _meta_sha256(meta: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from errors import UserError
 
+TORCHRUN_SETS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment
 # how gloo and NCCL word that another process has gone
-LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "Connection refused", "gloo")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
 def start(device: str) -> None:
@@ -24,8 +25,11 @@ def start(device: str) -> None:
 
     Args:
         device: the run's setting; each process takes the GPU of its number on its machine.
+
+    Raises:
+        UserError: there is no GPU for this process, or the others cannot be reached.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if not TORCHRUN_SETS <= os.environ.keys():
         return
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     local = int(os.environ["LOCAL_RANK"])
@@ -33,7 +37,11 @@ def start(device: str) -> None:
         if local >= gpus:
             raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
 
@@ -79,15 +87,6 @@ def total(tensor: Tensor) -> Tensor:
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def largest(number: int) -> int:
-    """Return the largest of all processes' numbers."""
-    if size() == 1:
-        return number
-    tensor = torch.tensor(number)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return int(tensor)
 
 
 def refuse_differences(facts: dict[str, Any]) -> None:

@@ -58,9 +58,8 @@ def _download(url: str, path: Path, sha256: str, wanted: list[str]) -> None:
                         bar.update(len(chunk))
         except (OSError, http.client.HTTPException) as error:  # urllib's errors and time-outs are OSErrors
             raise UserError(
-                f"cannot download {url} ({getattr(error, 'reason', error)}): get {', '.join(wanted)} elsewhere "
-                f"from {url.rpartition('/')[0]} and put them into {path.parent}{os.sep}, "
-                f"or name their folder with --source DIR"
+                f"cannot download {url} ({getattr(error, 'reason', error)}): get {', '.join(wanted)} by other "
+                f"means and put them into {path.parent}{os.sep}, or name their folder with --source DIR"
             ) from None
         if digest.hexdigest() != sha256:
             raise UserError(f"{url}: the download's sha256 is wrong, so it was thrown away: try again")

@@ -84,6 +84,8 @@ def printable(text: str) -> str:
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser that shows a script's docstring as it stands and fails like everything else here."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        fail("this script is a single process: start it with python, not with torchrun")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (--help shows the options)")
     return parser

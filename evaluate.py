@@ -51,7 +51,7 @@ def main() -> None:
     paths_and_loaded = list(zip(arguments.ckpt + arguments.compare, loaded + others, strict=True))
     if arguments.info:
         for _, saved in loaded:
-            print(json.dumps(saved["run"], indent=2, ensure_ascii=False))
+            print(json.dumps(saved["run"], indent=2, ensure_ascii=False, default=str))
         return
     task, label_names = (loaded[0][1]["data"][key] for key in ("task", "label_names"))
     check_outputs(arguments, task)
@@ -71,6 +71,7 @@ def main() -> None:
     folder = arguments.data_dir or loaded[0][1]["data"]["folder"]
     for path, (_, saved) in paths_and_loaded:
         check_same_task(path, saved["data"], folder)
+        check_same_data(path, saved["data"], folder, is_asked_for=arguments.data_dir is not None)
     split = load_split(folder, arguments.split)
     if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
         raise UserError(f"{folder}'s {split.name} split has no labels: --compare, --errors and --plots need them")
@@ -155,6 +156,8 @@ def check_outputs(arguments: argparse.Namespace, task: str) -> None:
         files += [arguments.plots / name for name in OF_A_SPLIT]
     if arguments.submission:
         files += submission_paths(arguments.submission, task)
+    if len({path.resolve() for path in files}) < len(files):
+        raise UserError(f"--predictions {arguments.predictions} is a file that --plots or --submission writes, too")
     for path in files:
         if path.parent.exists() and not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder")
@@ -176,8 +179,18 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
         words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
         raise UserError(
             f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
-            f"prepare it again"
+            f"run `python prepare_{meta['task']}.py{' --detokenize' if trained_on['detokenized'] else ''}`"
         )
+
+
+def check_same_data(ckpt: str, trained_on: dict[str, Any], folder: str, is_asked_for: bool) -> None:
+    """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen."""
+    splits = load_meta(folder)["splits"]
+    if {split: splits[split]["files"] for split in trained_on["files"] if split in splits} != trained_on["files"]:
+        message = f"{folder} is not the data that {ckpt} was trained on: its dev split may hold training sentences"
+        if not is_asked_for:
+            raise UserError(f"{message}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
+        print(f"note: {message}")
 
 
 def predict_all(loaded: list[Loaded], split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:

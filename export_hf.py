@@ -7,6 +7,11 @@ publish it. The pipeline's probabilities are those of evaluate.py in float32; it
 than the model's block_size. No network is needed. finetune.py --init_from=DIR starts from such a folder, head included.
 """
 
+import errors
+
+if __name__ == "__main__":
+    errors.quiet_interrupt()  # while PyTorch is imported
+
 import argparse
 import json
 import re
@@ -20,7 +25,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 import checkpoint
-import errors
 from errors import UserError, printable
 from files import folder_written_whole
 from model import GPT, GPTConfig
@@ -31,7 +35,8 @@ from tokenizer import END_OF_TEXT, VOCAB_SIZE, encode_prompt, load_tokenizer, vo
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 # settings that say where files lay and what else was run, or what the card says already
 NOT_IN_THE_CARD = {"data_dir", "out_dir", "overwrite", "save_interval", "seeds"}
-NOT_IN_THE_CARD |= {"init_from", "n_layer", "n_head", "n_embd"}
+NOT_IN_THE_CARD |= {"init_from", "n_layer", "n_head", "n_embd", "reference_accuracy"}
+NOT_IN_THE_CARD |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
 
 
 def main() -> None:
@@ -57,7 +62,9 @@ def main() -> None:
         write_weights(folder / "model.safetensors", weights)
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner only
     print(f"wrote {arguments.out}: {', '.join(sorted(FILES))}")
-    print(f'next: from transformers import pipeline; pipeline("text-classification", model="{arguments.out}")')
+    print(
+        f'next: from transformers import pipeline; pipeline("text-classification", "{arguments.out}", truncation=True)'
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

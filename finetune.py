@@ -51,7 +51,7 @@ wandb_project = "finetune-gpt2"  # its project
 wandb_run_name = ""  # its name for the run; empty: out_dir
 # machine
 seed = 1337  # of the new head, the order of the examples and every dropout mask
-seeds = []  # run the job once for each of these, as in [1,2,3], each in its own folder out_dir/seed-N
+seeds = []  # run the job once for each of these, as in "--seeds=[1,2,3]", each in out_dir/seed-N
 deterministic = False  # the same bits on every run on a GPU, too; slower (a CPU gives them anyway)
 device = "auto"  # cuda, mps or cpu; auto takes the first that is there
 dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes what the hardware is fast in
@@ -88,16 +88,22 @@ RULES = {
     "dtype": one_of("auto", "float32", "bfloat16", "float16"),
 }
 
+# what may differ when a run is resumed; anything else would make it another run
+FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
+FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds", "reference_accuracy"}
+FREE_ON_RESUME |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
+
 # before PyTorch is imported, which takes seconds, so that --help and a mistyped setting are answered at once
 settings = errors.run(lambda: load_settings(__file__, sys.argv[1:], RULES)) if __name__ == "__main__" else None
 if settings:
     errors.quiet_interrupt()
-    if settings.seeds and "LOCAL_RANK" in os.environ:
-        errors.fail("--seeds runs one job after the other: not under torchrun")
+    if settings.seeds and "TORCHELASTIC_RUN_ID" in os.environ:
+        errors.fail("--seeds runs one job after the other, so not under torchrun: give each run its --seed")
     if settings.seeds:
-        errors.run(lambda: run_seeds(__file__, settings))
+        errors.run(lambda: run_seeds(__file__, settings, FREE_ON_RESUME))
         sys.exit()
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -127,7 +133,7 @@ from step import (
     learning_rate_at,
     update,
 )
-from stopping import Stopped, note_signals
+from stopping import Stopped, ignore_signals, note_signals
 from tokenizer import encode_prompt
 from trackers import start_trackers
 
@@ -162,7 +168,7 @@ def train_and_evaluate() -> None:
 
     # model, optimizer and where the run stands
     facts = data_facts(settings.data_dir, meta)
-    model, saved, lock = begin_or_resume(settings, out, facts)
+    model, saved, lock = begin_or_resume(settings, out, facts, FREE_ON_RESUME)
     run = saved["run"] if saved else run_facts(vars(settings), facts, model, f"{where} ({why_device})")
     lengths = {"epochs": settings.epochs, "max_steps": settings.max_steps}  # a resumed run's may be others
     run["settings"] = run.get("settings", vars(settings)) | lengths
@@ -203,7 +209,7 @@ def train_and_evaluate() -> None:
         features = {split.name: over_split(model.features, model, split, where, dtype) for split in (train, dev)}
     elif settings.compile:
         compile_blocks(model, train, token_budget, where, dtype)
-    replica = model if features else distributed.parallel(model)
+    replica = model if features is not None else distributed.parallel(model)
     trackers = start_trackers(settings, run, out, step) if distributed.rank() == 0 else []
 
     def examples_until(step: int) -> int:
@@ -222,17 +228,22 @@ def train_and_evaluate() -> None:
         for track in trackers:
             write(out / "trackers", lambda _, track=track: track(row), failed)
 
-    def stop_if_asked() -> None:
-        if number := distributed.largest(signal_received()):
-            raise Stopped(number)
+    def draw(path: Path) -> None:
+        try:
+            from plots import draw_curves  # here, since importing matplotlib takes a second
 
-    def stop_if_alone() -> None:
-        if distributed.size() == 1:  # several can only stop together, between steps
-            stop_if_asked()
+            draw_curves(path, out / "log.csv", settings.reference_accuracy)
+            gc.collect()  # figures are cycles of megabytes, which else pile up
+        except Exception as error:  # whatever it is: a picture must not end a training
+            raise UserError(f"cannot draw {path}: {error}") from None
+
+    def stop_if_asked() -> None:
+        if number := signal_received():
+            raise Stopped(number)
 
     def on_examples(count: int) -> None:
         bar.update(count * distributed.size())
-        stop_if_alone()
+        stop_if_asked()
 
     failed: dict[str, str] = {}  # what could not be written at the last attempt, and why
     first_step, first_started, saved_at = step, time.monotonic(), time.monotonic()
@@ -241,7 +252,7 @@ def train_and_evaluate() -> None:
     total, done = examples_until(last_step), examples_until(step)
     is_hidden = distributed.rank() > 0 or not sys.stderr.isatty()
     bar = tqdm(total=total, initial=done, unit="ex", disable=is_hidden, dynamic_ncols=True)
-    signal_received = note_signals("step" if distributed.size() > 1 else "micro-batch")
+    signal_received = note_signals() if distributed.rank() == 0 else ignore_signals()
     if saved and distributed.rank() == 0:
         start_log(out / "log.csv", step, progress["evaluated"])
 
@@ -251,7 +262,7 @@ def train_and_evaluate() -> None:
             if needs_evaluation(progress, steps_per_epoch) or step >= last_step:
                 evaluation_started = time.monotonic()
                 if features is None:
-                    logits = predict(model, dev, where, dtype, lambda count: stop_if_alone())
+                    logits = predict(model, dev, where, dtype, lambda count: stop_if_asked())
                 else:
                     logits = classify(model, features["dev"])
                 dev_loss, accuracy = loss_and_accuracy(logits, dev.labels)
@@ -271,9 +282,6 @@ def train_and_evaluate() -> None:
                 if is_best:  # an end inside the first epoch leaves a best.pt, too, that a resumed run does not count
                     save("best.pt", progress=progress | {"best": row, "seconds": seconds, "token_budget": token_budget})
                 save_last()
-                from plots import draw_curves  # here, since importing matplotlib takes a second
-
-                draw = partial(draw_curves, log=out / "log.csv", reference_accuracy=settings.reference_accuracy)
                 write(out / "curves.png", draw, failed)
                 saved_at = time.monotonic()
             if step >= last_step:
@@ -287,8 +295,9 @@ def train_and_evaluate() -> None:
             # a step's dropout masks depend on seed, step and process alone: a resumed run draws the same ones
             seeds = [settings.seed, step, distributed.rank()]
             torch.manual_seed(np.random.SeedSequence(seeds).generate_state(1, np.uint64).item())
+            rate = learning_rate_at(step, all_steps, settings)
             for group in optimizer.param_groups:
-                group["lr"] = rate = learning_rate_at(step, all_steps, settings)
+                group["lr"] = rate
             try:
                 if features is None:
                     mean_loss = accumulate_gradient(
@@ -322,7 +331,7 @@ def train_and_evaluate() -> None:
             row = {"step": step, "epoch": progress["epoch"], "loss": loss, "learning_rate": rate, "grad_norm": norm}
             times = {"examples_per_second": speed, "seconds": done_at - started}
             record(split="train", **row, **times)
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.0e}")
+            bar.set_postfix(loss=f"{loss:.3f}")
             if bar.disable and done_at > line_due:
                 left = duration((done_at - first_started) / (step - first_step) * (last_step - step))
                 print(
@@ -339,15 +348,20 @@ def train_and_evaluate() -> None:
                 save_last()
                 saved_at = time.monotonic()
             stop_if_asked()
-    except Stopped as stopped:
+    except (Stopped, RuntimeError) as reason:
+        if not isinstance(reason, Stopped) and not distributed.is_lost_peer(reason):
+            raise
         bar.close()
         optimizer.zero_grad(set_to_none=False)
         if step > 0:
             save_last()
         is_saved = step > 0 and "last.pt" not in failed
         resume = f": --init_from=resume goes on from {out / 'last.pt'}" if is_saved else ""
-        print(f"stopped after {step} steps{resume}", file=sys.stderr)
-        sys.exit(128 + stopped.args[0])
+        if distributed.rank() == 0:
+            print(f"stopped after {step} steps{resume}", file=sys.stderr)
+        if not isinstance(reason, Stopped):
+            raise
+        sys.exit(128 + reason.args[0])
     bar.close()
     run["ended"] = now()
     write(out / "run.json", partial(write_run, facts=run), failed)
@@ -357,8 +371,7 @@ def train_and_evaluate() -> None:
     print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
     if progress["skipped"]:
         print(f"skipped: {progress['skipped']} steps whose gradient was not finite in float16")
-    names = "best.pt, last.pt, log.csv, run.json and curves.png"
-    print(f"wall time {duration(time.monotonic() - started)}; {out}{os.sep} has {names}")
+    print(f"wall time {duration(time.monotonic() - started)}; the results are in {out}{os.sep}")
     if failed:
         raise UserError("the run is done, but not all of it could be written: " + "; ".join(failed.values()))
     print(f"next: python evaluate.py --ckpt {out / 'best.pt'}")

@@ -1,12 +1,17 @@
 """Pictures of a run and of its predictions, as PNG files (or SVG, by the name's ending)."""
 
 import csv
+import os
+import textwrap
+import warnings
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "agg"  # notebooks set one that their subprocesses cannot load
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from dataset import Split
@@ -19,6 +24,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 DPI = 110
 matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 10}
+matplotlib.rcParams |= {"text.parse_math": False}  # a $ in a name is a $
 
 
 def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
@@ -33,6 +39,8 @@ def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
         UserError: the log is not what finetune.py writes.
     """
     try:
+        if not log.is_file():
+            raise ValueError
         with open(log, newline="", encoding="utf-8") as f:
             rows = list(csv.DictReader(f))
         train, dev = ([row for row in rows if row["split"] == split] for split in ("train", "dev"))
@@ -40,7 +48,8 @@ def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
         dev_epochs, dev_losses, accuracies = _columns(dev, "epoch", "loss", "accuracy")
     except (ValueError, KeyError, TypeError, csv.Error):
         raise UserError(f"{log} is not what finetune.py wrote there, so there are no curves to draw") from None
-    figure = Figure(figsize=(7, 5.6), layout="constrained")
+    figure = Figure(figsize=(7, 5.6))
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.95, bottom=0.09, hspace=0.08)  # at once, not laid out by trial
     losses, accuracy = figure.subplots(2, 1, sharex=True)
     losses.plot(train_epochs, train_losses, color=GREY, linewidth=1, label="train, each step")
     losses.plot(dev_epochs, dev_losses, color=BLUE, marker="o", markersize=4, label="dev")
@@ -56,6 +65,7 @@ def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
         accuracy.axhline(reference_accuracy, color=GREEN, linestyle="--", label=label)
     accuracy.set(xlabel="epoch", ylabel="accuracy")
     accuracy.legend(loc="best")
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (losses, accuracy):
         axes.grid(alpha=0.25)
     _write(figure, path)
@@ -72,13 +82,16 @@ def draw_confusion(path: Path, logits: Tensor, split: Split, label_names: list[s
     figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares if len(label_names) <= 16 else np.zeros((0, 0))):
-        colour = "black" if share > 0.55 else "white"
-        text = f"{counts[row, column]:,}\n{share:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color=colour)
-    axes.set_xticks(classes, label_names, rotation=30, ha="right")
-    axes.set_yticks(classes, label_names)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{split.name}: counts and shares of each row")
+    has_room = len(label_names) <= 16
+    for (row, column), share in np.ndenumerate(shares):
+        if has_room:
+            colour = "black" if share > 0.55 else "white"
+            text = f"{counts[row, column]:,}\n{share:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=colour)
+    names = [textwrap.shorten(name, 30, placeholder="...") for name in label_names]
+    axes.set_xticks(classes, names, rotation=30, ha="right")
+    axes.set_yticks(classes, names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{split.name}: {'counts and ' * has_room}shares of each row")
     figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
     _write(figure, path)
 
@@ -97,11 +110,11 @@ def draw_reliability(path: Path, logits: Tensor, split: Split, label_names: list
     error = sum(abs(a - c) * (bins == n).mean() for a, c, n in zip(accuracies, confidences, used, strict=True))
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
     reliability, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    reliability.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as sure as right")
+    reliability.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
     counts = [(int(right[bins == number].sum()), int((bins == number).sum())) for number in used]
     label = f"model (expected calibration error {error:.3f})"
     _plot_with_intervals(reliability, np.array(confidences), counts, label)
-    reliability.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: is it right as often as it is sure?")
+    reliability.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: accuracy by confidence")
     reliability.legend(loc="upper left")
     histogram.hist(confidence, bins=np.linspace(0, 1, 11), color=BLUE)
     histogram.set(xlabel="confidence: probability of the predicted class", ylabel="examples", xlim=(0, 1))
@@ -120,7 +133,8 @@ def draw_accuracy_by_length(path: Path, logits: Tensor, split: Split, label_name
     axes = figure.subplots()
     _plot_with_intervals(axes, np.arange(len(edges)), counts, "accuracy in the group")
     axes.axhline(right.mean(), color=GREY, linestyle="--", label=f"all: {right.mean():.3f}")
-    names = [f"{first}-{last}\nn={n}" for first, last, (_, n) in zip(firsts, edges, counts, strict=True)]
+    ranges = [f"{first}-{last}" if first < last else f"{first}" for first, last in zip(firsts, edges, strict=True)]
+    names = [f"{lengths}\nn={n}" for lengths, (_, n) in zip(ranges, counts, strict=True)]
     axes.set_xticks(np.arange(len(edges)), names)
     axes.set(xlabel="sentence length (tokens)", ylabel="accuracy", title=f"{split.name}: accuracy by length")
     axes.legend()
@@ -150,5 +164,6 @@ def _plot_with_intervals(axes: Axes, x: np.ndarray, counts: list[tuple[int, int]
 def _write(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all."""
     kind = path.suffix.removeprefix(".")
-    with written_whole(path) as f:
+    with written_whole(path) as f, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a character that the font lacks is drawn as a box
         figure.savefig(f, format=kind, dpi=DPI, metadata={"Date": None, "Creator": None} if kind == "svg" else None)

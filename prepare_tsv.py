@@ -89,8 +89,8 @@ def read_options() -> Namespace:
     overwrite = "replace config/finetune_NAME.py, and a data/NAME that does not come from a file of --train's name"
     add("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args()
-    if not re.fullmatch("[a-z0-9_][a-z0-9_-]*", options.name):
-        raise UserError(f"--name {options.name}: use a-z, 0-9, _ and - only, as in my-task")
+    if not re.fullmatch("[a-z0-9_][a-z0-9_-]{,63}", options.name):
+        raise UserError(f"--name {options.name}: use a-z, 0-9, _ and - only, 64 at most, as in my-task")
     if Path(__file__).with_name(f"prepare_{options.name}.py").exists():
         raise UserError(f"--name {options.name}: taken by prepare_{options.name}.py; choose another name")
     columns = [options.text_column, options.label_column, options.id_column or "id"]
@@ -110,7 +110,7 @@ def read_options() -> Namespace:
 
 def refuse_to_replace(folder: Path, name: str, train: Path) -> None:
     """Raise a UserError if the folder holds anything but what was prepared from a training file of that name."""
-    if not (folder / "meta.json").exists() and not list(folder.glob("*.bin")):
+    if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
     try:
         meta = load_meta(folder)

@@ -36,16 +36,18 @@ def find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
 
 
 def from_hub(name: str) -> tuple[Path, list[Path]]:
-    import huggingface_hub  # comes with transformers; here and not above, for a quick start without it
+    # it comes with transformers; here and not above, for a quick start without it
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # it retries for half a minute; one message is enough
+    logging.set_verbosity_error()  # it retries for half a minute; one message is enough
     repository = HUB_NAMES[name]
     for offline in (True, False):  # what is in the cache needs no network
         if not offline:
             print(f"{repository} is not in the Hugging Face cache: downloading it")
         try:
             config, weights = (
-                Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=offline))
+                Path(hf_hub_download(repository, file, local_files_only=offline))
                 for file in ("config.json", "model.safetensors")
             )
             return config, [weights]
@@ -55,7 +57,7 @@ def from_hub(name: str) -> tuple[Path, list[Path]]:
         f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
         f"({reason}). "
         f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
-        f"bring the folder here and pass --init_from=DIR"
+        f"bring the folder {name} here, or name it with --init_from=DIR"
     )
 
 
@@ -91,7 +93,10 @@ def read_config(path: Path, num_classes: int, dropout: float, block_size: int | 
     if block_size is None:
         return config
     if block_size > config.block_size:
-        raise UserError(f"block_size {block_size} is more than the {config.block_size} positions of {path.parent}")
+        most = config.block_size
+        raise UserError(
+            f"block_size {block_size} is more than {path.parent}'s {most} positions: try --block_size={most}"
+        )
     return GPTConfig(**{**vars(config), "block_size": block_size})
 
 

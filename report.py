@@ -63,9 +63,10 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     for i in surest:
         text = encoding.decode(split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist())
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
-        shares = " ".join(f"{p:.3f}" for p in probabilities[i])
-        print(f"\n{printable(ids[i])}: {truth}, taken for {predicted} ({shares})")
-        print(textwrap.fill(printable(" ".join(text.split())), 80, initial_indent="  ", subsequent_indent="  "))
+        shares = ", ".join(f"{name} {p:.3f}" for name, p in zip(label_names, probabilities[i], strict=True))
+        print(f"\n{printable(ids[i])}: {truth}, taken for {predicted}")
+        for line in (shares, printable(" ".join(text.split()))):
+            print(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="  "))
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:

@@ -48,13 +48,16 @@ def start_log(path: Path, step: int, evaluated: int) -> None:
 def write_log(path: Path, **values: float | str) -> None:
     """Append a row to log.csv, numbers in full precision."""
     with open(path, "a", encoding="utf-8", newline="") as f:
-        csv.DictWriter(f, LOG_COLUMNS, lineterminator="\n").writerow(values)
+        writer = csv.DictWriter(f, LOG_COLUMNS, lineterminator="\n")
+        if f.tell() == 0:  # its folder was removed in the meantime
+            writer.writeheader()
+        writer.writerow(values)
 
 
 def run_facts(settings: dict[str, Any], data: dict[str, Any], model: nn.Module, device: str) -> dict[str, Any]:
     """Return what a result hangs on: settings, code, versions, machine, data and the weights at the start."""
     return {
-        "command": sys.argv,
+        "command": [word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
         "settings": dict(settings),
         "git": _git_state(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
@@ -91,7 +94,7 @@ def _git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

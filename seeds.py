@@ -9,23 +9,28 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from configurator import differences
+from dataset import load_meta
 from errors import UserError
 from files import written_whole
 
 
-def run_seeds(script: str, settings: SimpleNamespace) -> None:
+def run_seeds(script: str, settings: SimpleNamespace, free_on_resume: set[str]) -> None:
     """Run script with each of settings.seeds in out_dir/seed-N; print a table and write it to out_dir/seeds.json.
 
     The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
 
+    Args:
+        free_on_resume: settings that may differ from those of the runs that are there.
+
     Raises:
-        UserError: a run failed; it has said why.
+        UserError: a run failed; it has said why. Or a finished one had other settings or other data.
     """
     out = Path(settings.out_dir)
     results = {}
     for seed in settings.seeds:
         folder = out / f"seed-{seed}"
-        if settings.overwrite or not _is_done(folder, settings):
+        if settings.overwrite or not _is_done(folder, settings, free_on_resume):
             print(f"seed {seed}: {folder}", flush=True)
             resume = (folder / "last.pt").is_file() and not settings.overwrite
             _run([script, *sys.argv[1:], "--seeds=[]", f"--seed={seed}", f"--out_dir={folder}"], resume)
@@ -43,14 +48,32 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
         f.write("\n")
 
 
-def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
-    """Return whether a finished run of the same length is in a folder."""
+def _is_done(folder: Path, settings: SimpleNamespace, free: set[str]) -> bool:
+    """Return whether a finished run of the same length is in a folder.
+
+    Raises:
+        UserError: it is there, but had other settings or other data.
+    """
     try:
         run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        lengths = [(of["epochs"], of["max_steps"]) for of in (run["settings"], vars(settings))]
-        return "ended" in run and lengths[0] == lengths[1] and (folder / "best.pt").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+        before, files = run["settings"], run["data"]["files"]
+        lengths = [(of["epochs"], of["max_steps"]) for of in (before, vars(settings))]
+        if "ended" not in run or lengths[0] != lengths[1] or not (folder / "best.pt").is_file():
+            return False
+        before["init_from"] = before["init_from"].removeprefix("./")  # as start.new_model notes a folder down
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+    free = (free | {"seed"}) - {"init_from"}
+    free |= {"dtype"} if settings.dtype == "auto" else set()
+    other = differences(before, vars(settings), free)
+    splits = load_meta(settings.data_dir)["splits"]
+    if {split: splits[split]["files"] for split in files} != files:
+        other = f"it was trained on other data than what {settings.data_dir} holds now"
+    if other:
+        raise UserError(
+            f"{folder} holds a run that was another one: {other}. Name another --out_dir, or --overwrite=True"
+        )
+    return True
 
 
 def _run(words: list[str], resume: bool) -> None:

@@ -8,23 +8,24 @@ import torch
 
 import checkpoint
 import distributed
+from configurator import differences
 from dataset import Split
 from errors import UserError
 from files import hold
 from model import GPT, GPTConfig
+from pretrained import HUB_NAMES
 from run_folder import refuse_to_replace_a_run
 from tokenizer import VOCAB_SIZE, encode_label_words
 
-# what may differ when a run is resumed; anything else would make it another run
-FREE_ON_RESUME = {"data_dir", "out_dir", "overwrite", "init_from", "epochs", "max_steps", "device"}
-FREE_ON_RESUME |= {"activation_checkpointing", "save_interval", "seeds", "reference_accuracy"}
-FREE_ON_RESUME |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
-
 
 def begin_or_resume(
-    settings: SimpleNamespace, out: Path, facts: dict[str, Any]
+    settings: SimpleNamespace, out: Path, facts: dict[str, Any], free_on_resume: set[str]
 ) -> tuple[GPT, dict[str, Any] | None, IO | None]:
     """Return the model, what last.pt holds if the run is resumed, and the lock on out_dir (the first process's).
+
+    Args:
+        facts: data_facts of the prepared folder.
+        free_on_resume: settings that may differ from those that the run began with.
 
     Raises:
         UserError: out_dir holds another run or is in use, or there is no such model.
@@ -35,7 +36,7 @@ def begin_or_resume(
     if settings.init_from == "resume":
         if is_first and out.is_dir():
             lock = hold(out)  # until the process ends
-        model, saved = load_resumable(settings, out / "last.pt", facts)
+        model, saved = load_resumable(settings, out / "last.pt", facts, free_on_resume)
     else:
         if is_first and not settings.overwrite:
             refuse_to_replace_a_run(out)
@@ -53,6 +54,8 @@ def begin_or_resume(
 def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
     """Return the model that init_from names: its head that of label_words, the folder's where it has one, or random."""
     num_classes = len(label_names)
+    if settings.init_from in HUB_NAMES and Path(settings.init_from).is_dir():
+        settings.init_from = f"./{settings.init_from}"  # the record must not take it for OpenAI's
     if settings.init_from != "scratch":
         sizes = (num_classes, settings.dropout, settings.block_size)
         model = GPT.from_pretrained(settings.init_from, *sizes, label_names=label_names)
@@ -82,11 +85,13 @@ def describe(settings: SimpleNamespace, model: GPT, train: Split, dev: Split) ->
     longer = (train.whole_lengths() > model.config.block_size).sum()
     if longer:
         print(f"note: {longer:,} of the train examples exceed block_size: they keep their last tokens only")
-    if distributed.size() > 1:
+    if distributed.size() > 1 and settings.trainable_blocks != 0:
         print(f"processes: {distributed.size()}, each with its share of every step")
 
 
-def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any]) -> tuple[GPT, dict[str, Any]]:
+def load_resumable(
+    settings: SimpleNamespace, path: Path, facts: dict[str, Any], free: set[str]
+) -> tuple[GPT, dict[str, Any]]:
     """Return the model and the content of last.pt, having checked that this run is its continuation.
 
     Raises:
@@ -97,14 +102,10 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
         raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
     if saved["data"]["files"] != facts["files"]:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
-    free = FREE_ON_RESUME - ({"epochs"} if settings.lr_schedule == "cosine" else set())
-    changed = [
-        f"{name} was {saved['settings'].get(name)!r} and is now {value!r}"
-        for name, value in vars(settings).items()
-        if name not in free and value != saved["settings"].get(name)
-    ]
-    if changed:
-        raise UserError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
+    if settings.lr_schedule == "cosine":
+        free = free - {"epochs"}  # they are part of the schedule
+    if changed := differences(saved["settings"], vars(settings), free):
+        raise UserError(f"cannot resume {path} with other settings: {changed}")
     return model, saved
 
 

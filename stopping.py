@@ -10,13 +10,10 @@ class Stopped(Exception):
     """A signal asked the run to stop; its number is the argument."""
 
 
-def note_signals(unit: str) -> Callable[[], int]:
+def note_signals() -> Callable[[], int]:
     """Have both signals noted from now on, and return the function that tells which one has come, 0 for none.
 
     A second SIGINT ends the process at once. A signal that is ignored, as under nohup, stays ignored.
-
-    Args:
-        unit: what will be finished before the run stops, for the message.
     """
     received = []
 
@@ -25,9 +22,19 @@ def note_signals(unit: str) -> Callable[[], int]:
             os._exit(128 + number)
         received.append(number)
         if len(received) == 1:  # os.write: print may be in the middle of something
-            os.write(2, f"\nstopping after this {unit} (Ctrl-C again: at once, without saving)\n".encode())
+            os.write(2, b"\nstopping, without the step at hand (Ctrl-C again: at once, without saving)\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, note)
     return lambda: received[0] if received else 0
+
+
+def ignore_signals() -> Callable[[], int]:
+    """Have both signals ignored: of several processes the first one heeds them, and its end is the others' end.
+
+    Were another to leave first, the first would wait for it, and not get to saving.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return lambda: 0

@@ -21,7 +21,7 @@ def start_trackers(
     Raises:
         UserError: a tracker's package is not installed, or it cannot start.
     """
-    name = run["started"].replace(":", "") + f"-seed{run['seed']}"  # a run's own, and a file name on every system
+    name = str(run["started"]).replace(":", "") + f"-seed{run['seed']}"  # a run's own, and a file name on every system
     trackers = []
     if settings.tensorboard_log:
         _require("tensorboard", "tensorboard_log")
@@ -37,9 +37,9 @@ def start_trackers(
         trackers.append(to_tensorboard)
     if settings.wandb_log:
         _require("wandb", "wandb_log")
-        import wandb
-
         try:
+            import wandb
+
             wandb.init(
                 project=settings.wandb_project,
                 name=settings.wandb_run_name or str(out),
@@ -48,16 +48,29 @@ def start_trackers(
                 dir=str(out),
                 config=run["settings"],
             )
-        except wandb.errors.Error as error:
+        except Exception as error:  # its own, and those of whatever it talks to
             raise UserError(
                 f"wandb_log: Weights & Biases cannot start ({error}): `wandb login`, or WANDB_MODE=offline"
             ) from None
         trackers.append(lambda row: wandb.log(_figures(row), step=row["step"]))
-    return trackers
+    return [_never_fatal(track) for track in trackers]
+
+
+def _never_fatal(track: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Return track with its errors as UserErrors, which the training reports and survives."""
+
+    def tracked(row: dict[str, Any]) -> None:
+        try:
+            track(row)
+        except Exception as error:
+            raise UserError(f"cannot track the run: {error}") from None
+
+    return tracked
 
 
 def _require(package: str, setting: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # the latter: a mere folder of that name
         raise UserError(f"{setting}=True needs a package that is not installed: run `pip install {package}`")
 
 

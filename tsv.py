@@ -83,9 +83,9 @@ def read_texts(source: Source, labelled: bool) -> Iterator[Row]:
         for name in (source.id or "id", source.sentence, source.label):
             if header.count(name) > 1 or (name in needed and name not in header):
                 problem = "more than one column" if name in header else "no column"
-                raise UserError(
-                    f"{path}, line 1: {problem} {name!r}; the tab-separated header has {_short(', '.join(header))}"
-                )
+                hint = ": are these commas, not tabs?" if len(header) == 1 and "," in header[0] else ""
+                found = _short(", ".join(header)) + hint
+                raise UserError(f"{path}, line 1: {problem} {name!r}; the tab-separated header has {found}")
         columns = {name: column for column, name in enumerate(header)}
         id_column, label_column = columns.get(source.id or "id"), columns.get(source.label)
         start = rows.line_num + 1

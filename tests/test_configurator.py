@@ -160,3 +160,11 @@ def test_the_configs_that_come_with_the_repository_load(path):
     import finetune
 
     load_settings(finetune.__file__, [str(path)], finetune.RULES)
+
+
+def test_text_that_is_no_text_is_refused():
+    import finetune
+
+    for argument in ("--prompt=\udcff hello", '--label_words=["\\ud800", "bad"]'):
+        with pytest.raises(UserError, match="holds what is no character"):
+            load_settings(finetune.__file__, [argument], finetune.RULES)

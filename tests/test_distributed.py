@@ -12,7 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, random_split, succeed
+from conftest import REPO, random_split, refuse, succeed
 from torch import multiprocessing
 
 import checkpoint
@@ -179,7 +179,7 @@ def test_one_process_that_fails_ends_all_with_its_message(workspace):
     assert "Traceback" not in ours
 
 
-def test_a_signal_stops_all_after_the_same_step(workspace):
+def test_a_signal_stops_all_and_the_run_goes_on(workspace):
     process = torchrun(2, *RUN, "--epochs=1000", cwd=workspace)
     while "epoch 1:" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
@@ -193,7 +193,9 @@ def test_a_signal_stops_all_after_the_same_step(workspace):
     assert [int(row["step"]) for row in rows if row["split"] == "train"] == list(range(1, end + 1))
 
 
-def test_processes_of_several_seeds_or_other_settings_are_refused(workspace):
+def test_what_several_processes_cannot_do_is_refused(workspace):
+    nobody = os.environ | LOCAL | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "x", "MASTER_PORT": "1"}
+    assert "cannot join the other processes" in refuse("finetune.py", *RUN, cwd=workspace, env=nobody)
     process = torchrun(2, *RUN, "--seeds=[1,2]", cwd=workspace)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "--seeds runs one job after the other: not under torchrun" in errors
+    assert process.returncode == 1 and "--seeds runs one job after the other, so not under torchrun" in errors

@@ -52,7 +52,7 @@ def test_missing_files_are_downloaded_and_present_ones_are_not(server, tmp_path)
 @pytest.mark.parametrize(
     "name, sha256, message",
     [
-        ("missing.csv", SHA256, "cannot download .*missing.csv .*: get missing.csv elsewhere"),
+        ("missing.csv", SHA256, "cannot download .*missing.csv .*: get missing.csv by other means"),
         ("cut.csv", SHA256, "cut.csv"),
         ("other.csv", "0" * 64, "sha256 is wrong"),
     ],

@@ -145,9 +145,10 @@ def test_the_surest_mistakes_come_first_with_their_sentences(place, run_here):
     assert head == f"the surest 7 of {len(wrong)} mistakes"
     names = ["negative", "positive"]
     for row, entry in zip(wrong[:7], listed, strict=True):
-        first, *text = entry.splitlines()
+        first, shares, *text = entry.splitlines()
         truth, taken = names[int(row["label"])], names[int(row["prediction"])]
-        assert first.startswith(f"{row['id']}: {truth}, taken for {taken} ({float(row['p0']):.3f} ")
+        assert first == f"{row['id']}: {truth}, taken for {taken}"
+        assert shares == f"  negative {float(row['p0']):.3f}, positive {float(row['p1']):.3f}"
         assert " ".join(" ".join(text).split()) == " ".join(sentences[row["id"]].split())
         assert max(map(len, text)) <= 80
     with pytest.raises(UserError, match="--errors must be 0 or more"):
@@ -167,6 +168,9 @@ def test_submission_files_are_the_courses_byte_for_byte(place, run_here):
     assert [line[:4] for line in test[1:3]] == ["t1, ", "t2, "] and test[1][4:] in ("0 ", "1 ") and len(test) == 4
     with pytest.raises(UserError, match="finetune-sample-dev-out.csv exists already"):
         run_here("--submission=sub")
+    (place / "new").mkdir()
+    with pytest.raises(UserError, match="is a file that --plots or --submission writes, too"):
+        run_here("--submission=new", "--predictions=new/finetune-sample-dev-out.csv")
 
 
 def test_plots_are_pictures_of_their_names_and_replace_nothing(place, run_here):
@@ -224,6 +228,18 @@ def test_odd_text_is_classified_or_refused(place, run_here):
     words = ["evaluate.py", "--text", "日 \x1b[2J"]
     assert r"\u65e5 \x1b[2J" in succeed(*words, cwd=place, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place)
+
+
+def test_data_that_changed_since_training_is_not_evaluated_unasked(place, run_here):
+    train = place / "data" / "sample" / "train.tsv"
+    train.write_text("".join(train.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    succeed("prepare_sample.py", cwd=place)
+    with pytest.raises(
+        UserError, match="data/sample is not the data that out/best.pt was trained on: its dev split may"
+    ):
+        run_here("--ckpt", "out/best.pt")
+    printed = run_here("--ckpt", "out/best.pt", "--data_dir", "data/sample")
+    assert "note: data/sample is not the data" in printed and "dev accuracy" in printed
 
 
 def add_test_split(place):
@@ -367,6 +383,9 @@ def write(content):
         (change("progress", step="3"), DAMAGED),
         (change("progress", best={"step": 1}), DAMAGED),
         (change("progress", token_budget=None), DAMAGED),
+        (change("progress", step=-5), DAMAGED),
+        (change("progress", seconds=math.inf), DAMAGED),
+        (change("run", settings=[1]), DAMAGED),
         (write({"format": "gpt2-classifier", "format_version": torch.tensor([1, 2])}), "has format version"),
         (write([1, 2]), "no checkpoint of finetune.py"),
         (write({"model": {}}), "no checkpoint of finetune.py"),

@@ -67,7 +67,8 @@ def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noq
     data = {"task": "films", "label_names": names, "folder": "", "files": {}} | about | data
     best = {"step": 8, "epoch": 2.0, "accuracy": 0.75, "loss": 0.5}
     progress = {"step": 8, "epoch": 2.0, "evaluated": 8, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
-    parts = {"run": {}, "progress": progress} | parts
+    parts = {"progress": progress} | parts
+    parts["run"] = {"settings": {}, "started": "2026", "seed": 1} | parts.get("run", {})
     parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})
     checkpoint.save(path, model, data=data, **parts)
     return path
@@ -124,7 +125,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     data = {"label_names": meta["label_names"], "leading_space": meta["splits"]["train"]["leading_space"]}
     save(tmp_path / "best.pt", model, data)
     printed = succeed("export_hf.py", "--ckpt", "best.pt", "--out", "hf", cwd=tmp_path)
-    assert 'pipeline("text-classification", model="hf")' in printed
+    assert 'pipeline("text-classification", "hf", truncation=True)' in printed
     split = load_split(folder, "dev")
     assert (np.diff(split.offsets) > BLOCK_SIZE).sum() > 10  # some are cut
     ours = predict(model, split, CPU, torch.float32).softmax(-1)

@@ -1,8 +1,11 @@
 """The training loop: the exact gradient however a step is cut, transformers' losses, and the real command."""
 
 import csv
+import json
 import math
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,7 +365,7 @@ def test_resuming_refuses_what_would_be_another_run(workspace):
 def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     before = visible(workspace / "out")
-    assert before.keys() == {"best.pt", "last.pt", "log.csv", "run.json"}
+    assert before.keys() == {"best.pt", "last.pt", "log.csv", "run.json", "curves.png"}
     message = refuse(*RUN, "--max_steps=2", cwd=workspace)
     assert "out holds another run (best.pt, last.pt)" in message
     # a run that fails before its first step takes nothing away, even with leave to
@@ -582,3 +585,31 @@ def test_closed_streams_are_no_obstacle(workspace):
 def test_the_progress_is_told_in_plain_lines_without_a_terminal(workspace):
     done = command(*RUN, "--max_steps=2", cwd=workspace)
     assert b"step 1/2: loss 0." in done.stdout and done.stderr == b""
+
+
+# -----------------------------------------------------------------------------
+# the weights, from where a fresh process finds them
+
+SHORT = ["--max_steps=1", "--batch_size=8", "--gradient_accumulation_steps=1", "--dtype=float32", "--block_size=32"]
+
+
+def test_weights_come_from_the_hub_s_cache_or_a_folder_of_their_name(workspace):
+    environment = os.environ | {"HF_HOME": str(workspace / "cache"), "HF_HUB_OFFLINE": "1"}
+    run = ["finetune.py", "--data_dir=data/sample", *SHORT]
+    message = refuse(*run, cwd=workspace, env=environment)
+    assert "openai-community/gpt2 is not in the Hugging Face cache and cannot be downloaded" in message
+    assert not (workspace / "out").exists()
+    # the cache as huggingface_hub lays it out
+    hub = workspace / "cache" / "hub" / "models--openai-community--gpt2"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("c0ffee")
+    sizes = {"vocab_size": 50257, "n_positions": 64, "n_embd": 8, "n_layer": 1}
+    transformers_model("GPT2LMHeadModel", hub / "snapshots" / "c0ffee", **sizes)
+    printed = succeed(*run, "--out_dir=of-cache", cwd=workspace, env=environment)
+    assert "init_from gpt2\n" in printed
+    shutil.copytree(hub / "snapshots" / "c0ffee", workspace / "gpt2")
+    printed = succeed(*run, "--out_dir=of-folder", cwd=workspace, env=environment)
+    assert "init_from ./gpt2\n" in printed  # what is recorded is the folder, not OpenAI's model
+    runs = [json.loads((workspace / out / "run.json").read_text()) for out in ("of-cache", "of-folder")]
+    assert [run["settings"]["init_from"] for run in runs] == ["gpt2", "./gpt2"]
+    assert runs[0]["initial_weights_sha256"] == runs[1]["initial_weights_sha256"]

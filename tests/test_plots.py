@@ -1,11 +1,14 @@
 """The pictures say what the figures are: read from their SVG form, in which text stays text."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_split
+from conftest import REPO, make_split
 
 from errors import UserError
 from plots import draw_accuracy_by_length, draw_confusion, draw_curves, draw_reliability
@@ -40,7 +43,7 @@ def test_the_curves_mark_the_best_epoch_and_the_reference(tmp_path):
     assert (tmp_path / "c.svg").read_bytes() == picture
 
 
-@pytest.mark.parametrize("spoil", ["", "\0", "step,epoch\n1,2\n", LOG.replace("1.6", "much"), LOG + "9,5.0,dev"])
+@pytest.mark.parametrize("spoil", ["", "step,epoch\n1,2\n", LOG.replace("1.6", "much"), LOG + "9,5.0,dev"])
 def test_a_log_that_is_none_is_refused(tmp_path, spoil):
     (tmp_path / "log.csv").write_text(spoil)
     if spoil == "":
@@ -73,6 +76,8 @@ def test_the_confusion_matrix_has_counts_and_shares_of_rows(answers, tmp_path):
             share = f"{count / int((split.labels == row).sum()):.0%}"
             assert str(count) in words and share in words
     assert words.count("one") == words.count("three") == 2
+    draw_confusion(tmp_path / "odd.svg", logits, split, [r"$\frac$", "a_b^c", "很好 " * 40])
+    assert r"$\frac$" in texts(tmp_path / "odd.svg") and "a_b^c" in texts(tmp_path / "odd.svg")
     many = make_split([[1]] * 60, list(range(60)))  # too many classes for figures in the cells
     draw_confusion(tmp_path / "many.png", torch.eye(60), many, [str(number) for number in range(60)])
 
@@ -102,3 +107,9 @@ def test_the_groups_of_lengths_hold_every_example_once(answers, tmp_path):
     assert any(f"all: {(logits.argmax(-1).numpy() == split.labels).mean():.3f}" in word for word in words)
     one = make_split([[1, 2]], [0])
     draw_accuracy_by_length(tmp_path / "one.png", torch.zeros(1, 2), one, ["a", "b"])
+
+
+def test_a_notebooks_backend_does_not_matter():
+    command = [sys.executable, "-c", "import plots"]
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    subprocess.run(command, cwd=REPO, env=environment, check=True)

@@ -7,7 +7,7 @@ import textwrap
 from types import SimpleNamespace
 
 import pytest
-from conftest import refuse, succeed
+from conftest import command, refuse, succeed
 
 from errors import UserError
 from trackers import start_trackers
@@ -42,11 +42,15 @@ def test_wandb_has_the_log_and_the_settings(workspace):
         import json
         from types import SimpleNamespace
         errors = SimpleNamespace(Error=ConnectionError)
+        names = []
         def init(**options):
+            names.append(options["name"])
             if options["project"] == "offline":
                 raise errors.Error("no account")
             print("wandb", json.dumps(options))
         def log(figures, step):
+            if names == ["fragile"] and step > 1:
+                raise errors.Error("network lost")
             print("wandb", json.dumps([step, figures]))
         """)
     )
@@ -59,6 +63,10 @@ def test_wandb_has_the_log_and_the_settings(workspace):
     assert options["config"]["n_embd"] == 16
     rows = rows_of(workspace / "out")
     assert [step for step, _ in logged] == [int(row["step"]) for row in rows]
+    # an error on the way is reported and survived
+    done = command(*arguments, "--wandb_run_name=fragile", "--epochs=1", "--out_dir=out-2", cwd=workspace, env=found)
+    assert b"warning: cannot track the run: network lost; training goes on" in done.stderr and done.returncode == 1
+    assert (workspace / "out-2" / "best.pt").is_file()
     for (_, figures), row in zip(logged, rows, strict=True):
         assert figures[f"{row['split']}/loss"] == float(row["loss"])
 

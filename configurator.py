@@ -125,7 +125,7 @@ def _checked(name: str, value: Any, where: str, defaults: dict[str, Any], rules:
             f"{where}: {name} must be of type {expected.__name__}, not {type(value).__name__} {_short(value)}"
         )
     try:
-        str(value).encode()
+        "".join(part for part in (value if expected is list else [value]) if isinstance(part, str)).encode()
     except UnicodeEncodeError:
         raise UserError(
             f"{where}: {name} holds what is no character (bytes that are not UTF-8): {value!r:.60}"

@@ -64,7 +64,9 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path, name, sha256,
 
 
 def test_without_a_server_it_says_what_to_put_where(tmp_path):
-    with pytest.raises(UserError, match=r"cannot download .*get a.csv elsewhere .* or name their folder with --source"):
+    with pytest.raises(
+        UserError, match=r"cannot download .*get a.csv by other means .* or name their folder with --source"
+    ):
         find_files({"train": ("a.csv", SHA256)}, None, tmp_path / "data", "http://127.0.0.1:9/")
 
 

@@ -21,8 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network for anything
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest test, so that the others run beside it."""
-    items.sort(key=lambda item: "full_size" not in item.nodeid)
+    """Begin with the longest tests, so that the others run beside them."""
+    items.sort(key=lambda item: "test_full_size" not in item.nodeid and "order_of_the_page" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

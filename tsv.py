@@ -60,10 +60,8 @@ def read_tsv(file: Path | Source, num_classes: int, labelled: bool) -> Iterator[
     source = as_source(file)
     rows = read_texts(source, labelled)
     for row in rows if source.chosen is None else compress(rows, source.chosen):
-        if row.label is not None:
-            where = f"{source.path}, line {row.line}"
-            row = row._replace(label=_number(row.label, num_classes, source.numbers, where))
-        yield row
+        label = None if row.label is None else _number(row, num_classes, source)
+        yield Row(row.line, row.id, row.sentence, label)
 
 
 def read_texts(source: Source, labelled: bool) -> Iterator[Row]:
@@ -87,21 +85,22 @@ def read_texts(source: Source, labelled: bool) -> Iterator[Row]:
                 found = _short(", ".join(header)) + hint
                 raise UserError(f"{path}, line 1: {problem} {name!r}; the tab-separated header has {found}")
         columns = {name: column for column, name in enumerate(header)}
-        id_column, label_column = columns.get(source.id or "id"), columns.get(source.label)
+        id_column, sentence_column, label_column = map(columns.get, (source.id or "id", source.sentence, source.label))
         start = rows.line_num + 1
         for row in rows:
             if row:
-                where = f"{path}, line {start}"
                 if len(row) != len(header):
-                    raise UserError(f"{where}: {len(row)} columns, but the header has {len(header)}")
+                    raise UserError(f"{path}, line {start}: {len(row)} columns, but the header has {len(header)}")
                 number += 1
                 id = str(number) if id_column is None else row[id_column]
-                sentence = row[columns[source.sentence]]
+                sentence = row[sentence_column]
                 label = None if label_column is None else row[label_column]
                 if not sentence.strip():
-                    raise UserError(f"{where}: the sentence is empty, and there is nothing to classify: remove the row")
+                    raise UserError(
+                        f"{path}, line {start}: the sentence is empty, and there is nothing to classify: remove the row"
+                    )
                 if not id.isprintable():
-                    raise UserError(f"{where}: the id {_short(id)} holds control characters")
+                    raise UserError(f"{path}, line {start}: the id {_short(id)} holds control characters")
                 yield Row(start, id, sentence, label)
             start = rows.line_num + 1
     except csv.Error as error:
@@ -135,17 +134,21 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _number(text: str, num_classes: int, numbers: dict[str, int] | None, where: str) -> int:
-    digits = text.strip()
-    if numbers is not None:
-        if digits not in numbers:
-            raise UserError(f"{where}: the label {_short(text)} is none of {_short(', '.join(numbers))}")
-        return numbers[digits]
-    if not (digits.isascii() and digits.isdecimal()):
-        raise UserError(f"{where}: the label {_short(text)} is no whole number from 0 to {num_classes - 1}")
-    if len(digits) > 9 or int(digits) >= num_classes:
-        raise UserError(f"{where}: the label {_short(text)} is out of range: the classes are 0 to {num_classes - 1}")
-    return int(digits)
+def _number(row: Row, num_classes: int, source: Source) -> int:
+    """Return the class number of a row from read_texts."""
+    label = row.label.strip()
+    if source.numbers is not None and label in source.numbers:
+        return source.numbers[label]
+    is_number = source.numbers is None and label.isascii() and label.isdecimal()
+    if is_number and len(label) <= 9 and int(label) < num_classes:
+        return int(label)
+    if source.numbers is not None:
+        problem = f"is none of {_short(', '.join(source.numbers))}"
+    elif is_number:
+        problem = f"is out of range: the classes are 0 to {num_classes - 1}"
+    else:
+        problem = f"is no whole number from 0 to {num_classes - 1}"
+    raise UserError(f"{source.path}, line {row.line}: the label {_short(row.label)} {problem}")
 
 
 def _short(text: str) -> str:

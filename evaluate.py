@@ -37,7 +37,7 @@ from files import refuse_irregular
 from model import GPT
 from predict import average, predict
 from report import print_comparison, print_errors, print_report, write_predictions, write_submission
-from tokenizer import VOCAB_SIZE, encode_prompt, load_tokenizer
+from tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 
 MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 SUBMISSION_SPLITS = ("dev", "test")
@@ -59,8 +59,7 @@ def main() -> None:
     dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
     device.tune(where)
     for path, (model, saved) in paths_and_loaded:
-        if model.config.vocab_size < VOCAB_SIZE:
-            raise UserError(f"{path} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+        check_vocabulary(model.config.vocab_size, path)
         if saved["data"]["label_names"] != label_names:
             raise UserError(f"{path} has other classes than {arguments.ckpt[0]}: they cannot answer together")
         model.to(where)

@@ -30,7 +30,7 @@ from files import folder_written_whole
 from model import GPT, GPTConfig
 from pretrained import HUB_NAMES, to_transformers
 from significance import wilson_interval
-from tokenizer import END_OF_TEXT, VOCAB_SIZE, encode_prompt, load_tokenizer, vocabulary_folder
+from tokenizer import END_OF_TEXT, check_vocabulary, encode_prompt, load_tokenizer, vocabulary_folder
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 # settings that say where files lay and what else was run, or what the card says already
@@ -45,8 +45,7 @@ def main() -> None:
     model, saved = checkpoint.load(arguments.ckpt)
     label_names = saved["data"]["label_names"]
     check_classes(arguments.ckpt, label_names)
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(f"{arguments.ckpt} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+    check_vocabulary(model.config.vocab_size, arguments.ckpt)
     prompt = encode_prompt(saved["settings"]["prompt"], model.config.block_size)
     weights = to_transformers(model)
     leading_space, block_size = saved["data"]["leading_space"], model.config.block_size

@@ -15,7 +15,7 @@ from files import hold
 from model import GPT, GPTConfig
 from pretrained import HUB_NAMES
 from run_folder import refuse_to_replace_a_run
-from tokenizer import VOCAB_SIZE, encode_label_words
+from tokenizer import check_vocabulary, encode_label_words
 
 
 def begin_or_resume(
@@ -62,10 +62,7 @@ def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
     else:
         names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
         model = GPT(GPTConfig(num_classes=num_classes, **{name: getattr(settings, name) for name in names}))
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"{settings.init_from} has {model.config.vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}"
-        )
+    check_vocabulary(model.config.vocab_size, settings.init_from)
     if settings.trainable_blocks > model.config.n_layer:
         raise UserError(
             f"trainable_blocks={settings.trainable_blocks}, but the model has {model.config.n_layer} blocks"

@@ -52,6 +52,12 @@ def load_tokenizer() -> tiktoken.Encoding:
     )
 
 
+def check_vocabulary(vocab_size: int, name: str) -> None:
+    """Raise a UserError where the model called name has no embeddings for all of the tokens."""
+    if vocab_size < VOCAB_SIZE:
+        raise UserError(f"{name} has {vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
+
+
 def encode_prompt(prompt: str, block_size: int) -> tuple[int, ...]:
     """Return a prompt's tokens.
 

@@ -77,7 +77,7 @@ def prepare(
     }
     encoding = tokenizer.load_tokenizer()
     lock = hold(folder)
-    if (folder / "meta.json").is_file() and _is_detokenized(folder) not in (None, detokenized):
+    if _is_detokenized(folder) not in (None, detokenized):
         form = "as it is" if detokenized else "detokenized"
         print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
     staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
@@ -106,7 +106,7 @@ def prepare(
 
 
 def _is_detokenized(folder: Path) -> bool | None:
-    """Return whether the text that a folder holds is detokenized; None where that cannot be told."""
+    """Return whether the text that a folder holds is detokenized; None where it holds none, or that cannot be told."""
     try:
         return load_meta(folder)["detokenized"]
     except UserError:
@@ -257,6 +257,11 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is broken: {again} again")
     meta.setdefault("detokenized", False)  # not there in folders from before there was a choice
     return meta
+
+
+def training_files(meta: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what tells one set of training data from another: split -> file name -> sha256, of train and dev."""
+    return {split: meta["splits"][split]["files"] for split in ("train", "dev") if split in meta["splits"]}
 
 
 def _prepare_script(folder: Path) -> str:

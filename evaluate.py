@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import checkpoint
 import device
-from dataset import Split, load_meta, load_split
+from dataset import Split, load_meta, load_split, training_files
 from errors import UserError
 from files import refuse_irregular
 from model import GPT
@@ -184,8 +184,7 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
 
 def check_same_data(ckpt: str, trained_on: dict[str, Any], folder: str, is_asked_for: bool) -> None:
     """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen."""
-    splits = load_meta(folder)["splits"]
-    if {split: splits[split]["files"] for split in trained_on["files"] if split in splits} != trained_on["files"]:
+    if training_files(load_meta(folder)) != trained_on["files"]:
         message = f"{folder} is not the data that {ckpt} was trained on: its dev split may hold training sentences"
         if not is_asked_for:
             raise UserError(f"{message}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
@@ -233,16 +232,17 @@ def classify_lines(loaded: list[Loaded], lines: Iterator[str], where: torch.devi
     lines = chain([first_line], lines)
     header = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     print("prediction".ljust(first) + header + "  text")
+    prompts = [prompt_of(model, saved) for model, saved in loaded]
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(lines, 1 if sys.stdin.isatty() else 256)):
         logits = []
-        for model, saved in loaded:
+        for (model, saved), prompt in zip(loaded, prompts, strict=True):
             # a leading space changes the first token: give it to texts where all training sentences have it
             space = " " if saved["data"]["leading_space"] else ""
             texts = [line if line.startswith(" ") else space + line for line in chunk]
             sequences = [np.array(tokens, dtype=np.uint16) for tokens in encoding.encode_ordinary_batch(texts)]
             offsets = np.cumsum([0, *map(len, sequences)])
-            split = Split("text", Path(), np.concatenate(sequences), offsets, None, prompt_of(model, saved))
+            split = Split("text", Path(), np.concatenate(sequences), offsets, None, prompt)
             logits.append(predict(model, split, where, dtype))
         for line, row in zip(chunk, average(logits).softmax(-1), strict=True):
             probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))

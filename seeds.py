@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from configurator import differences
-from dataset import load_meta
+from dataset import load_meta, training_files
 from errors import UserError
 from files import written_whole
 
@@ -66,8 +66,7 @@ def _is_done(folder: Path, settings: SimpleNamespace, free: set[str]) -> bool:
     free = (free | {"seed"}) - {"init_from"}
     free |= {"dtype"} if settings.dtype == "auto" else set()
     other = differences(before, vars(settings), free)
-    splits = load_meta(settings.data_dir)["splits"]
-    if {split: splits[split]["files"] for split in files} != files:
+    if training_files(load_meta(settings.data_dir)) != files:
         other = f"it was trained on other data than what {settings.data_dir} holds now"
     if other:
         raise UserError(

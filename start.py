@@ -9,7 +9,7 @@ import torch
 import checkpoint
 import distributed
 from configurator import differences
-from dataset import Split
+from dataset import Split, training_files
 from errors import UserError
 from files import hold
 from model import GPT, GPTConfig
@@ -115,5 +115,5 @@ def data_facts(folder: str, meta: dict[str, Any]) -> dict[str, Any]:
         "folder": folder,
         "leading_space": meta["splits"]["train"]["leading_space"],
         "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
-        "files": {split: meta["splits"][split]["files"] for split in ("train", "dev")},
+        "files": training_files(meta),
     }

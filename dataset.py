@@ -34,6 +34,7 @@ from tsv import Row, Source, as_source, read_tsv
 FORMAT_VERSION = 2
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
+MICRO_BATCH_COST = 192  # tokens that a GPU computes while one more micro-batch is launched: a guess
 FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
 
 
@@ -321,36 +322,58 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def cut_into_micro_batches(
-    indices: np.ndarray, lengths: np.ndarray, token_budget: int, micro_batch_cost: int
+    indices: np.ndarray,
+    lengths: np.ndarray,
+    token_budget: int,
+    skips_padding: bool,
+    micro_batch_cost: int = MICRO_BATCH_COST,
 ) -> list[np.ndarray]:
-    """Sort examples by length and cut them into micro-batches of at most token_budget tokens, padding included.
+    """Sort examples by length and cut them into micro-batches of at most token_budget tokens.
 
-    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order. Where
-    to cut is solved exactly, by dynamic programming: the least padding, with micro_batch_cost for every micro-batch.
+    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order.
     Longest first, so that what is too large for the memory fails at once.
 
     Args:
         indices: (n,) the examples of one step.
         lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
         token_budget: at least the longest length.
+        skips_padding: only real tokens count, and each micro-batch is filled (GPT.pack may add some padding). Otherwise
+            padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with a
+            cost for each micro-batch.
         micro_batch_cost: tokens that could be computed in the time that one more micro-batch takes.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
-    longest = lengths[order].tolist()  # of a micro-batch that starts here
-    rows = np.arange(1, len(order) + 1)
-    cost = np.zeros(len(order) + 1)  # of the examples from here to the end, in tokens
-    ends = [0] * len(order)  # where the micro-batch that starts here ends
-    for start in reversed(range(len(order))):
-        most = min(token_budget // longest[start], len(order) - start)  # examples that this micro-batch could take
-        # for each number of examples, its padded size and what then remains
-        costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
-        ends[start] = start + 1 + int(costs.argmin())
-        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
+    ends = (
+        _filled_ends(lengths[order], token_budget)
+        if skips_padding
+        else _cheapest_ends(lengths[order], token_budget, micro_batch_cost)
+    )
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])
         start = ends[start]
     return micro_batches
+
+
+def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
+    """Return where the micro-batch that starts at each example ends, if it takes as many as the budget allows."""
+    totals = np.concatenate([[0], np.cumsum(lengths)])
+    return (np.searchsorted(totals, totals[:-1] + token_budget, side="right") - 1).tolist()
+
+
+def _cheapest_ends(lengths: np.ndarray, token_budget: int, micro_batch_cost: int) -> list[int]:
+    """Return the same for the cut that costs least, each micro-batch padded to its first and longest example."""
+    longest, count = lengths.tolist(), len(lengths)
+    rows = np.arange(1, count + 1)
+    cost = np.zeros(count + 1)  # of the examples from here to the end, in tokens
+    ends = [0] * count
+    for start in reversed(range(count)):
+        most = min(token_budget // longest[start], count - start)  # examples that this micro-batch could take
+        # for each number of examples, its padded size and what then remains
+        costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
+        ends[start] = start + 1 + int(costs.argmin())
+        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
+    return ends
 
 
 def collate(split: Split, indices: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:

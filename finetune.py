@@ -179,7 +179,7 @@ def train_and_evaluate() -> None:
     betas = (settings.beta1, settings.beta2)
     optimizer = torch.optim.AdamW(model.optimizer_groups(settings.weight_decay), betas=betas, fused=True)
     scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
-    token_budget = settings.batch_size * settings.block_size  # of a micro-batch, padding included
+    token_budget = settings.batch_size * settings.block_size  # of a micro-batch
     longest = int(train.lengths(model.config.block_size).max())
     progress = {"step": 0, "epoch": 0.0, "evaluated": 0, "seconds": 0.0, "skipped": 0, "best": {}}
     if saved:

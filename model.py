@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
-
-QUERIES_AT_ONCE = 128  # in attention on a CPU
+from kernels import Groups, add_dropout, attention, attention_from, dropout, group_by_length
 
 
 @dataclass(frozen=True)
@@ -45,41 +44,6 @@ class GPTConfig:
             raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r:.60}")
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p).
-
-    On a CPU, torch's own dropout draws each element by itself, about 8 ns each; here one draw of 64 random bits decides
-    on four. The probability is then a multiple of 1/65536, and the scale is that of the probability really used.
-    """
-    if x.device.type != "cpu" or p == 0:
-        return F.dropout(x, p)
-    keep = min(max(round((1 - p) * 65536), 1), 65535)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    mask = torch.empty(x.shape, dtype=x.dtype)
-    torch.lt(bits[: x.numel()].view(x.shape), keep - 32768, out=mask)  # far faster than converting a boolean mask
-    return x * mask * (65536 / keep)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    """Causal attention with dropout p on its probabilities: (B, H, T, D) each, and so is the result.
-
-    On a CPU, torch's kernel is slow for short sequences and slower still with dropout. Plain batched products are
-    several times faster there; a block of queries at a time leaves out much of what the causal mask would hide.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-    B, H, T, D = q.shape
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    outputs = []
-    for start in range(0, T, QUERIES_AT_ONCE):
-        end = min(start + QUERIES_AT_ONCE, T)
-        keys, values = k[:, :end].transpose(1, 2), v[:, :end]
-        scores = torch.baddbmm(future[start:end, :end], q[:, start:end], keys, alpha=D**-0.5)
-        outputs.append(dropout(scores.softmax(-1), p) @ values)
-    return torch.cat(outputs, dim=1).view(B, H, T, D)
-
-
 class Linear(nn.Linear):
     """A linear layer that leaves its initialisation to GPT: one draw, and none where the weights come from a file."""
 
@@ -103,28 +67,18 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
-        """Attend from every position, or only from one position of each sequence, last (B,): (B, T or 1, C)."""
-        B, T, C = x.shape
+    def forward(self, x: Tensor, groups: Groups, last: Tensor | None = None) -> Tensor:
+        """Attend from every token, (N, C), or only from those at `last` (S,), one a sequence: (S, C)."""
+        p = self.dropout if self.training else 0.0
         if last is None:
-            q, k, v = self._heads(self.c_attn(x), 3)  # (B, H, T, D) each
-            # padding stands to the right of every real token, so the causal mask alone hides it
-            y = attention(q, k, v, self.dropout if self.training else 0.0)
+            y = attention(self.c_attn(x), groups, self.n_head, p)
         else:
+            C = x.shape[1]
             w_q, w_kv = self.c_attn.weight.split([C, 2 * C])
             b_q, b_kv = self.c_attn.bias.split([C, 2 * C])
-            (q,) = self._heads(F.linear(x[torch.arange(B, device=x.device), last][:, None], w_q, b_q), 1)
-            k, v = self._heads(F.linear(x, w_kv, b_kv), 2)
-            future = torch.arange(T, device=x.device) > last[:, None]  # (B, T)
-            scores = (q @ k.transpose(2, 3)) * (C // self.n_head) ** -0.5  # (B, H, 1, T)
-            probabilities = scores.masked_fill(future[:, None, None], -math.inf).softmax(-1).to(v.dtype)
-            y = dropout(probabilities, self.dropout if self.training else 0.0) @ v
-        return self.c_proj(y.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor, count: int) -> Tensor:
-        """Split (B, T, count * C) into count tensors of (B, H, T, D)."""
-        B, T, _ = x.shape
-        return x.view(B, T, count, self.n_head, -1).permute(2, 0, 3, 1, 4)
+            q, kv = F.linear(x[last], w_q, b_q), F.linear(x, w_kv, b_kv)
+            y = attention_from(last, q, kv, groups, self.n_head, p)
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
@@ -150,14 +104,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C), or only what stands at position last (B,) of each sequence: (B, 1, C)."""
+    def forward(self, x: Tensor, groups: Groups, last: Tensor | None = None) -> Tensor:
+        """(N, C) -> (N, C), or only what stands at `last` (S,), one token a sequence: (S, C)."""
         p = self.dropout if self.training else 0.0
-        attended = self.attn(self.ln_1(x), last)
-        if last is not None:
-            x = x[torch.arange(len(x), device=x.device), last][:, None]
-        x = x + dropout(attended, p)
-        return x + dropout(self.mlp(self.ln_2(x)), p)
+        attended = self.attn(self.ln_1(x), groups, last)
+        x = add_dropout(x if last is None else x[last], attended, p)
+        return add_dropout(x, self.mlp(self.ln_2(x)), p)
 
 
 class GPT(nn.Module):
@@ -168,6 +120,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False  # in training, compute a block's activations anew in its backward pass
+        self.is_compiled = False  # whether step.compile_blocks has compiled the blocks
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -190,7 +143,7 @@ class GPT(nn.Module):
         """Classify a batch of sequences.
 
         Args:
-            tokens: int64 (B, T), right-padded with anything; T at most block_size.
+            tokens: int64 (B, T), right-padded with anything; B at least 1, T at most block_size.
             lengths: int64 (B,), each sequence's number of real tokens, at least 1.
 
         Returns:
@@ -205,36 +158,59 @@ class GPT(nn.Module):
 
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the final LayerNorm's output at each sequence's last real token: (B, C), what the head reads."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        B, T = tokens.shape
+        positions = torch.arange(T, device=tokens.device).expand(B, T)
         tokens = tokens.masked_fill(positions >= lengths[:, None], 0)  # whatever stands in the padding is never read
-        x = self.embed(tokens)  # (B, T, C)
+        if self.skips_padding:
+            groups = self.pack(lengths.tolist())
+            widths = torch.tensor([width for count, width in groups for _ in range(count)])  # (B,)
+            computed = positions < widths[:, None]
+            tokens, positions = tokens[computed], positions[computed]  # (N,) each
+            starts = widths.cumsum(0) - widths
+        else:
+            groups = [(B, T)]
+            tokens, positions = tokens.flatten(), positions.flatten()
+            starts = torch.arange(B, device=tokens.device) * T
+        x = self.embed(tokens, positions)
         for number, block in enumerate(self.h, start=1):
-            last = lengths - 1 if number == len(self.h) else None  # of the last block nothing else is needed
+            last = starts + lengths - 1 if number == len(self.h) else None  # of the last block nothing else is needed
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, last, use_reentrant=False)
+                x = checkpoint(block, x, groups, last, use_reentrant=False)
             else:
-                x = block(x, last)
+                x = block(x, groups, last)
         with torch.autocast(x.device.type, enabled=False):
-            return self.ln_f(x[:, 0].to(self.ln_f.weight.dtype))
+            return self.ln_f(x.to(self.ln_f.weight.dtype))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the sum of token and position embeddings, with dropout: (B, T) int64 -> (B, T, C)."""
+    @property
+    def skips_padding(self) -> bool:
+        """Whether padding is left out: on a CPU, where sequences are packed, and those of each length attend together.
+
+        A GPU would wait for so many small operators, and compiled blocks be compiled anew for each number of them.
+        """
+        return self.wte.weight.device.type == "cpu" and not (self.is_compiled or torch.compiler.is_compiling())
+
+    def pack(self, lengths: list[int]) -> Groups:
+        """Return the groups of a batch that skips padding, but for a little where it costs less than one more group."""
+        return group_by_length(lengths, most_padding=min(2**20 // self.config.n_embd**2, 64))  # measured
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the sum of token and position embeddings, with dropout: int64 (N,) each -> (N, C)."""
         table = self.wte.weight
         # on a CPU, a dense gradient of the whole table would cost more in every micro-batch than the rows in use:
         # a sparse one is added to the dense one that is there already
         sparse = table.device.type == "cpu" and table.requires_grad and torch.is_grad_enabled()
         if sparse and table.grad is None:
             table.grad = torch.zeros_like(table)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = F.embedding(tokens, table, sparse=sparse) + self.wpe(positions)
         return dropout(x, self.config.dropout if self.training else 0.0)
 
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """Return the final LayerNorm's output at every position: (B, T) int64 -> (B, T, C)."""
-        x = self.embed(tokens)
+        B, T = tokens.shape
+        x = self.embed(tokens.flatten(), torch.arange(T, device=tokens.device).repeat(B))
         for block in self.h:
-            x = block(x)
-        return self.ln_f(x)
+            x = block(x, [(B, T)])
+        return self.ln_f(x).view(B, T, -1)
 
     @torch.no_grad()
     def start_head_from(self, words: list[int]) -> None:
@@ -247,14 +223,6 @@ class GPT(nn.Module):
         frozen = [self.wte, self.wpe, *self.h[: self.config.n_layer - blocks], *([] if blocks else [self.ln_f])]
         for module in frozen:
             module.requires_grad_(False)
-
-    def micro_batch_cost(self) -> int:
-        """Return how many tokens could be computed in the time that one more micro-batch takes, whatever is in it.
-
-        Measured on a CPU: passing over all weights and their gradients takes the time of some 32 tokens, and calling a
-        layer's operators that of so many more as the layer is narrow. A GPU waits longer for them: there a guess.
-        """
-        return 32 + 2**23 // self.config.n_embd**2 if self.wte.weight.device.type == "cpu" else 192
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups: weight decay on matrices and embeddings, none on biases and LayerNorms."""

@@ -54,7 +54,8 @@ def over_split(
     indices, is_shared = np.arange(len(split)), len(split) >= distributed.size()
     if is_shared:
         indices = distributed.share(indices, lengths)
-    micro_batches = cut_into_micro_batches(indices, lengths, TOKEN_BUDGET, model.micro_batch_cost())
+    token_budget = max(TOKEN_BUDGET, block_size)
+    micro_batches = cut_into_micro_batches(indices, lengths, token_budget, model.skips_padding)
     parts = []
     with autocast(where, dtype):  # around all micro-batches, so that weights are cast once
         for chosen in micro_batches:

@@ -36,7 +36,7 @@ def accumulate_gradient(
 
     Args:
         indices: (n,) the step's examples, numbers into split.
-        token_budget: tokens of a micro-batch, padding included.
+        token_budget: tokens of a micro-batch, padding included where it is computed.
         on_examples: called with the number of examples of each micro-batch that is done.
         replica: the model as distributed.parallel returns it; None is the model itself.
     """
@@ -47,7 +47,7 @@ def accumulate_gradient(
     mine, weight = distributed.share(indices, lengths), 1 / len(indices)
     if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
         mine, weight = indices[:1], 0.0
-    micro_batches = cut_into_micro_batches(mine, lengths, token_budget, model.micro_batch_cost())
+    micro_batches = cut_into_micro_batches(mine, lengths, token_budget, model.skips_padding)
     # everything is on its way to the device before the first micro-batch is computed
     inputs = [[send(array, where) for array in collate(split, chosen, block_size)] for chosen in micro_batches]
     targets = [send(split.labels[chosen].astype(np.int64), where) for chosen in micro_batches]
@@ -129,6 +129,7 @@ def compile_blocks(model: GPT, split: Split, token_budget: int, where: torch.dev
     """
     started = time.monotonic()
     torch._dynamo.config.recompile_limit = 32  # first or last block, training or not, single sequences
+    model.is_compiled = True
     for block in model.h:
         block.compile(dynamic=True)
     examples = np.arange(min(len(split), 64))

@@ -165,9 +165,8 @@ def random_micro_batches(split: Split, settings: SimpleNamespace, size: int) -> 
     return np.array_split(epoch_order(len(split), 0, 1)[: settings.examples], max(1, settings.examples // size))
 
 
-def sizes_of(split: Split, micro_batches: list[np.ndarray], block_size: int, width: int = 0) -> list[tuple]:
+def sizes_of(lengths: np.ndarray, micro_batches: list[np.ndarray], width: int = 0) -> list[tuple[int, int, int]]:
     """Return (examples, real tokens, tokens with padding) of each, padded to its longest sequence or to width."""
-    lengths = split.lengths(block_size)
     return [(len(m), int(lengths[m].sum()), len(m) * int(width or lengths[m].max())) for m in micro_batches]
 
 
@@ -202,8 +201,12 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
         accumulate_gradient(model, scaler, split, indices, token_budget, dtype)
         seconds = synchronize(where) - started
     lengths = split.lengths(settings.block_size)
-    micro_batches = cut_into_micro_batches(indices, lengths, token_budget, model.micro_batch_cost())
-    return dtype, seconds, sizes_of(split, micro_batches, settings.block_size)
+    micro_batches = cut_into_micro_batches(indices, lengths, token_budget, model.skips_padding)
+    sizes = sizes_of(lengths, micro_batches)
+    if model.skips_padding:
+        packed = [sum(B * T for B, T in model.pack(lengths[m].tolist())) for m in micro_batches]
+        sizes = [(examples, real, total) for (examples, real, _), total in zip(sizes, packed, strict=True)]
+    return dtype, seconds, sizes
 
 
 def trainer(
@@ -334,7 +337,7 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
 
     micro_batches = random_micro_batches(split, settings, settings.batch_size)
     seconds, taken = timed(step, micro_batches, settings)
-    return dtype, seconds, sizes_of(split, micro_batches[:taken], T, width=T)
+    return dtype, seconds, sizes_of(split.lengths(T), micro_batches[:taken], width=T)
 
 
 # -----------------------------------------------------------------------------

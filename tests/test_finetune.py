@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import checkpoint
 from dataset import collate, cut_into_micro_batches
 from errors import UserError
-from model import GPT, GPTConfig, dropout
+from model import GPT, GPTConfig
 from predict import over_split
 from step import (
     accumulate_gradient,
@@ -94,7 +94,7 @@ def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_pa
     once = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total = 0.0
-    micro_batches = cut_into_micro_batches(indices, lengths, 100, model.micro_batch_cost())
+    micro_batches = cut_into_micro_batches(indices, lengths, 100, model.skips_padding)
     assert len(micro_batches) > 10
     for micro_batch in micro_batches:
         tokens, lengths = map(torch.from_numpy, collate(split, micro_batch, 24))
@@ -228,38 +228,6 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine():
     assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
     settings.lr_schedule = "constant"
     assert learning_rate_at(20, 24, settings) == 1.0
-
-
-@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_has_the_right_rate_and_keeps_the_mean(p, dtype):
-    torch.manual_seed(0)
-    x = torch.ones(3_000_001, dtype=dtype)  # no multiple of the four that one random word decides on
-    y = dropout(x, p)
-    assert (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
-    assert y.float().mean().item() == pytest.approx(1, abs=4e-3 if dtype == torch.bfloat16 else 2e-3)
-    assert len(y.unique()) == 2
-    # neighbours, which share a random word, are independent
-    dropped = (y == 0).float() - p
-    for distance in (1, 2, 3, 4):
-        assert abs((dropped[:-distance] * dropped[distance:]).mean()) < 1e-3 * p
-    assert not torch.equal(y, dropout(x, p))  # a fresh mask each time
-    torch.manual_seed(0)
-    assert torch.equal(y, dropout(x, p))  # and the same one from the same seed
-
-
-@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
-def test_dropout_at_the_ends_of_its_range_stays_finite(p):
-    torch.manual_seed(0)
-    y = dropout(torch.ones(100_000), p)
-    assert y.isfinite().all() and (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
-
-
-def test_dropout_passes_the_gradient_of_what_it_kept():
-    x = torch.randn(1000, requires_grad=True)
-    y = dropout(x, 0.3)
-    y.sum().backward()
-    torch.testing.assert_close(x.grad * x.detach(), y.detach())
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
@@ -439,7 +407,7 @@ sys.path.insert(0, sys.argv[1])
 import model
 forward = model.GPT.forward
 def limited(self, tokens, lengths):
-    if self.training and tokens.numel() > {limit}:
+    if self.training and lengths.sum() > {limit}:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return forward(self, tokens, lengths)
 model.GPT.forward = limited
@@ -525,6 +493,15 @@ def test_training_the_head_on_cached_features_is_training_it_in_the_model():
     assert loss.item() == pytest.approx(same_loss.item(), rel=1e-6)
     for parameter, gradient in zip(model.head.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_sequence_longer_than_the_tokens_classified_at_once_is_classified_alone(monkeypatch):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
+    split = random_split(30, 24, 97, 5)
+    together = over_split(model, model, split, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr("predict.TOKEN_BUDGET", 3)
+    torch.testing.assert_close(over_split(model, model, split, torch.device("cpu"), torch.float32), together)
 
 
 @pytest.mark.parametrize("spelling", ["./data/sample", "data/sample/"])

@@ -9,6 +9,7 @@ from conftest import padded_batch, transformers_model
 from torch.nn import functional as F
 
 from errors import UserError
+from kernels import group_by_length
 from model import GPT, GPTConfig
 
 LENGTHS = [7, 1, 40, 23, 2, 31, 40, 12]
@@ -54,8 +55,10 @@ def test_gradients_of_every_parameter_are_those_of_transformers(tmp_path):
     assert not their_gradients and compared == 3 * 12 + 5
 
 
-def test_padding_changes_no_logit_and_no_gradient(tmp_path):
+@pytest.mark.parametrize("computed", [False, True])  # as on a CPU; as on a GPU or compiled
+def test_padding_changes_no_logit_and_no_gradient(tmp_path, computed):
     ours, _ = ours_and_theirs(tmp_path)
+    ours.is_compiled = computed
     tokens, lengths, mask = padded_batch(LENGTHS, 211, 0)
     gradients, logits = [], []
     for filler in (0, 210, -1, 10**9):  # the last two are no tokens at all
@@ -65,6 +68,24 @@ def test_padding_changes_no_logit_and_no_gradient(tmp_path):
         gradients.append([p.grad.clone() for p in ours.parameters()])
     assert all(torch.equal(logits[0], other) for other in logits[1:])
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.parametrize("most_padding", [0, 9, 64])
+def test_skipping_padding_changes_no_logit_and_no_gradient(tmp_path, most_padding):
+    ours, _ = ours_and_theirs(tmp_path)
+    ours.double()
+    ours.pack = lambda lengths: group_by_length(lengths, most_padding)
+    tokens, lengths, _ = padded_batch(LENGTHS, 211, 0)
+    results, sizes = [], []
+    ours.h[0].register_forward_pre_hook(lambda block, arguments: sizes.append(len(arguments[0])))
+    for ours.is_compiled in (False, True):
+        ours.zero_grad()
+        logits = ours(tokens, lengths)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in ours.parameters())])
+    assert sizes == [sum(B * T for B, T in ours.pack(LENGTHS)), len(LENGTHS) * max(LENGTHS)]
+    for skipped, padded in zip(*results, strict=True):
+        torch.testing.assert_close(skipped, padded, atol=1e-12, rtol=1e-12)
 
 
 def test_a_sequence_alone_has_the_logits_that_it_has_in_a_batch(tmp_path):

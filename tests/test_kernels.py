@@ -1,0 +1,196 @@
+"""The operators that are written by hand for CPUs are what torch's own are."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import kernels
+from kernels import add_dropout, attention, attention_from, dropout, group_by_length
+
+GROUPS = [[(1, 1)], [(2, 3), (1, 1)], [(1, 300), (3, 129), (2, 128)], [(4, 7), (1, 6), (5, 2)]]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_has_the_right_rate_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(3_000_001, dtype=dtype)  # no multiple of the four that one random word decides on
+    y = dropout(x, p)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
+    assert y.float().mean().item() == pytest.approx(1, abs=4e-3 if dtype == torch.bfloat16 else 2e-3)
+    assert len(y.unique()) == 2
+    # neighbours, which share a random word, are independent
+    dropped = (y == 0).double() - p
+    for distance in (1, 2, 3, 4):
+        correlation = (dropped[:-distance] * dropped[distance:]).mean() / (p * (1 - p))
+        assert abs(correlation) < 5 / math.sqrt(len(x))  # five standard deviations of independent draws
+    assert not torch.equal(y, dropout(x, p))  # a fresh mask each time
+    torch.manual_seed(0)
+    assert torch.equal(y, dropout(x, p))  # and the same one from the same seed
+
+
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_dropout_at_the_ends_of_its_range_stays_finite(p):
+    torch.manual_seed(0)
+    y = dropout(torch.ones(100_000), p)
+    assert y.isfinite().all() and (y == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
+
+
+def test_dropout_passes_the_gradient_of_what_it_kept():
+    x = torch.randn(1000, requires_grad=True)
+    y = dropout(x, 0.3)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), y.detach())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_residual_with_dropout_is_their_sum(p):
+    x, y = torch.randn(50, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    results = []
+    for compute in (lambda: add_dropout(x, y, p), lambda: x + dropout(y, p)):
+        torch.manual_seed(3)
+        out = compute()
+        results.append((out, *torch.autograd.grad(out.square().sum(), (x, y))))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_groups_are_runs_of_a_length_and_shorter_ones_that_need_little_padding():
+    lengths = [9, 9, 7, 7, 6, 2, 5, 5]
+    assert group_by_length(lengths, 0) == [(2, 9), (2, 7), (1, 6), (1, 2), (2, 5)]
+    assert group_by_length(lengths, 3) == [(2, 9), (3, 7), (1, 2), (2, 5)]  # the 6 needs one more, the others four
+    assert group_by_length(lengths, 7) == [(6, 9), (2, 5)] and group_by_length(lengths, 8) == [(8, 9)]
+
+
+def packed(groups, n_head, head_size) -> torch.Tensor:
+    N = sum(B * T for B, T in groups)
+    return torch.randn(N, 3 * n_head * head_size, dtype=torch.float64, requires_grad=True)
+
+
+def one_sequence_at_a_time(qkv, groups, n_head) -> torch.Tensor:
+    """The same by torch's own kernel, each sequence alone."""
+    lengths = [T for B, T in groups for _ in range(B)]
+    outputs = []
+    for sequence in qkv.split(lengths):
+        q, k, v = sequence.unflatten(1, (3, n_head, -1)).permute(1, 2, 0, 3)  # (H, T, D) each
+        outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 20)), min_size=1, max_size=5), st.integers(1, 3))
+def test_attention_and_its_gradient_are_those_of_torch(groups, n_head):
+    compare(groups, n_head)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_attention_of_more_queries_than_are_computed_at_once(groups):
+    compare(groups, n_head=2)
+
+
+def compare(groups, n_head) -> None:
+    qkv = packed(groups, n_head, head_size=4)
+    before = qkv.detach().clone()
+    ours, expected = attention(qkv, groups, n_head, 0.0), one_sequence_at_a_time(qkv, groups, n_head)
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), qkv)[0] for y in (ours, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("groups", [[(1, 1)], [(2, 5), (1, 3)]])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_attentions_gradient_is_the_slope_that_differences_show(groups, p, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERIES_AT_ONCE", 2)
+
+    def same_masks(qkv):
+        torch.manual_seed(0)
+        return attention(qkv, groups, 2, p)
+
+    torch.manual_seed(1)
+    assert torch.autograd.gradcheck(same_masks, packed(groups, 2, head_size=3))
+
+
+def test_attentions_dropout_has_the_right_rate_and_scale():
+    groups, p = [(400, 30)], 0.2
+    qkv = torch.zeros(12_000, 3)  # zero queries and keys: each probability is 1 / (number of tokens so far)
+    qkv[:, 2] = 1  # so that the output is the sum of what dropout left of the probabilities
+    torch.manual_seed(0)
+    y = attention(qkv, groups, 1, p).view(400, 30)
+    assert y[:, 0].unique().tolist() == pytest.approx([0, 1.25], abs=1e-4)
+    assert (y[:, 0] == 0).float().mean().item() == pytest.approx(p, abs=0.1)
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
+    assert not torch.equal(y, attention(qkv, groups, 1, p).view(400, 30))
+
+
+@pytest.mark.parametrize("groups", [[(2, 100)], [(1, 300), (2, 100)]])
+def test_attentions_gradient_in_bfloat16_is_that_of_float64_but_for_rounding(groups):
+    torch.manual_seed(0)
+    common = 3 * torch.randn(2 * 64)  # what GPT-2's keys have in common must not show in the queries' gradient
+    qkv = packed(groups, 1, 64).detach().float()
+    qkv[:, 64:] += common
+    qkv = qkv.bfloat16()
+    weights = torch.randn(len(qkv), 64).bfloat16()
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float64):
+        x = qkv.to(dtype).requires_grad_()
+        y = attention(x, groups, 1, 0.0)
+        gradients.append(torch.autograd.grad(y, x, weights.to(dtype))[0].double())
+    for ours, exact in zip(*(gradient.split(64, dim=1) for gradient in gradients), strict=True):
+        assert (ours - exact).norm() < 0.05 * exact.norm()  # with the row sums of Y dY it would be 0.12
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_attention_from_one_token_is_that_row_of_attention_from_all(groups):
+    qkv = packed(groups, 2, head_size=4)
+    lengths = torch.tensor([T for B, T in groups for _ in range(B)])
+    starts = lengths.cumsum(0) - lengths
+    for offset in (1, 2):  # the last token, and the one before it where there is one: the last is padding then
+        at = starts + (lengths - offset).clamp(min=0)
+        expected = attention(qkv, groups, 2, 0.0)[at]
+        ours = attention_from(at, qkv[at, :8], qkv[:, 8:], groups, 2, 0.0)
+        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+        gradients = [torch.autograd.grad(y.square().sum(), qkv)[0] for y in (ours, expected)]
+        torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+
+
+def test_dropout_in_attention_from_one_token_keeps_the_mean():
+    kv = torch.zeros(12_000, 2)  # zero keys: each of 30 tokens has the same probability
+    kv[:, 1] = 1
+    last = torch.arange(29, 12_000, 30)
+    torch.manual_seed(0)
+    y = attention_from(last, torch.zeros(400, 1), kv, [(400, 30)], 1, 0.2)
+    assert len(y.unique()) > 5 and y.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_off_the_cpu_attention_and_dropout_are_torchs_own(monkeypatch):
+    qkv, groups = packed([(3, 6)], 2, head_size=4), [(3, 6)]
+    expected = attention(qkv, groups, 2, 0.0)
+    calls = []
+
+    def recorded(name):
+        original = getattr(F, name)
+
+        def call(*args, **options):
+            calls.append((name, options))
+            return original(*args, **options)
+
+        monkeypatch.setattr(kernels.F, name, call)
+
+    recorded("scaled_dot_product_attention")
+    recorded("dropout")
+    monkeypatch.setattr(kernels, "_is_by_hand", lambda x: False)
+    y = attention(qkv, groups, 2, 0.0)
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=0)
+    y.sum().backward()
+    attention(qkv, groups, 2, 0.3)
+    dropout(torch.ones(5), 0.3)
+    add_dropout(torch.ones(5), torch.ones(5), 0.3)
+    attend = "scaled_dot_product_attention"
+    assert calls[:2] == [(attend, {"dropout_p": p, "is_causal": True}) for p in (0.0, 0.3)]
+    assert [name for name, _ in calls[2:]] == ["dropout", "dropout"]

@@ -322,11 +322,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def cut_into_micro_batches(
-    indices: np.ndarray,
-    lengths: np.ndarray,
-    token_budget: int,
-    skips_padding: bool,
-    micro_batch_cost: int = MICRO_BATCH_COST,
+    indices: np.ndarray, lengths: np.ndarray, token_budget: int, skips_padding: bool
 ) -> list[np.ndarray]:
     """Sort examples by length and cut them into micro-batches of at most token_budget tokens.
 
@@ -338,16 +334,12 @@ def cut_into_micro_batches(
         lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
         token_budget: at least the longest length.
         skips_padding: only real tokens count, and each micro-batch is filled (GPT.pack may add some padding). Otherwise
-            padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with a
-            cost for each micro-batch.
-        micro_batch_cost: tokens that could be computed in the time that one more micro-batch takes.
+            padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with
+            MICRO_BATCH_COST for each micro-batch.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
-    ends = (
-        _filled_ends(lengths[order], token_budget)
-        if skips_padding
-        else _cheapest_ends(lengths[order], token_budget, micro_batch_cost)
-    )
+    find_ends = _filled_ends if skips_padding else _cheapest_ends
+    ends = find_ends(lengths[order], token_budget)
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])
@@ -361,7 +353,7 @@ def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     return (np.searchsorted(totals, totals[:-1] + token_budget, side="right") - 1).tolist()
 
 
-def _cheapest_ends(lengths: np.ndarray, token_budget: int, micro_batch_cost: int) -> list[int]:
+def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     """Return the same for the cut that costs least, each micro-batch padded to its first and longest example."""
     longest, count = lengths.tolist(), len(lengths)
     rows = np.arange(1, count + 1)
@@ -372,7 +364,7 @@ def _cheapest_ends(lengths: np.ndarray, token_budget: int, micro_batch_cost: int
         # for each number of examples, its padded size and what then remains
         costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
-        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
+        cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
     return ends
 
 

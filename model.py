@@ -163,10 +163,11 @@ class GPT(nn.Module):
         tokens = tokens.masked_fill(positions >= lengths[:, None], 0)  # whatever stands in the padding is never read
         if self.skips_padding:
             groups = self.pack(lengths.tolist())
-            widths = torch.tensor([width for count, width in groups for _ in range(count)])  # (B,)
-            computed = positions < widths[:, None]
-            tokens, positions = tokens[computed], positions[computed]  # (N,) each
-            starts = widths.cumsum(0) - widths
+            widths = torch.tensor([width for count, width in groups for _ in range(count)])
+            fillers = len(widths) - B
+            computed = positions < widths[:B, None]
+            tokens, positions = (F.pad(part[computed], (0, fillers)) for part in (tokens, positions))  # (N,) each
+            starts, lengths = widths.cumsum(0) - widths, F.pad(lengths, (0, fillers), value=1)
         else:
             groups = [(B, T)]
             tokens, positions = tokens.flatten(), positions.flatten()
@@ -179,7 +180,7 @@ class GPT(nn.Module):
             else:
                 x = block(x, groups, last)
         with torch.autocast(x.device.type, enabled=False):
-            return self.ln_f(x.to(self.ln_f.weight.dtype))
+            return self.ln_f(x[:B].to(self.ln_f.weight.dtype))
 
     @property
     def skips_padding(self) -> bool:
@@ -193,8 +194,11 @@ class GPT(nn.Module):
         """Return the groups of a batch that skips padding, but for a little where it costs less than one more group.
 
         What a group costs is an estimate: the time of one or two tokens at GPT-2's width, of more in a narrow model.
+        To a large batch, one-token sequences are added up to a multiple of 32 tokens, which products take 2% faster.
         """
-        return group_by_length(lengths, most_padding=min(2**20 // self.config.n_embd**2, 64))
+        groups = group_by_length(lengths, most_padding=min(2**20 // self.config.n_embd**2, 64))
+        N = sum(B * T for B, T in groups)
+        return [*groups, (-N % 32, 1)] if N % 32 and N >= 1024 else groups
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return the sum of token and position embeddings, with dropout: int64 (N,) each -> (N, C)."""

@@ -3,8 +3,8 @@ data_dir = "data/cfimdb"
 out_dir = "out-cfimdb"
 
 block_size = 512
-batch_size = 16
-gradient_accumulation_steps = 32
+batch_size = 8
+gradient_accumulation_steps = 64
 
 learning_rate = 5e-5
 dropout = 0.2

@@ -6,8 +6,8 @@ prompt = " Is the sentence sentiment negative or positive:"
 label_words = ["negative", "positive"]
 
 block_size = 512  # the review and the prompt's 8 tokens
-batch_size = 16
-gradient_accumulation_steps = 32
+batch_size = 8
+gradient_accumulation_steps = 64
 
 learning_rate = 5e-5
 dropout = 0.2

@@ -287,7 +287,7 @@ def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):
     assert sum(len(batch) * int(lengths[batch].max()) + cost for batch in cut) == least(0)
 
 
-@pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 16, 512))])
+@pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 8, 512))])
 @pytest.mark.parametrize("where", ["cpu", "meta"])  # meta stands for a GPU: whatever is no CPU
 def test_at_most_five_percent_of_an_epochs_tokens_are_padding(tsv_dir, tmp_path, task, config, where):
     block_size, batch_size, step_size = config

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,22 +71,38 @@ def test_padding_changes_no_logit_and_no_gradient(tmp_path, computed):
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
 
 
+def padding_skipped_and_computed(model: GPT, batch_lengths: list[int]) -> list[list[torch.Tensor]]:
+    """Return logits and gradients both ways, after checking that they were: the tokens that the first block sees."""
+    tokens, lengths, _ = padded_batch(batch_lengths, 211, 0)
+    results, sizes = [], []
+    hook = model.h[0].register_forward_pre_hook(lambda block, arguments: sizes.append(len(arguments[0])))
+    for model.is_compiled in (False, True):
+        model.zero_grad()
+        logits = model(tokens, lengths)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in model.parameters())])
+    hook.remove()
+    assert sizes == [sum(B * T for B, T in model.pack(batch_lengths)), len(batch_lengths) * max(batch_lengths)]
+    return results
+
+
 @pytest.mark.parametrize("most_padding", [0, 9, 64])
 def test_skipping_padding_changes_no_logit_and_no_gradient(tmp_path, most_padding):
     ours, _ = ours_and_theirs(tmp_path)
     ours.double()
     ours.pack = lambda lengths: group_by_length(lengths, most_padding)
-    tokens, lengths, _ = padded_batch(LENGTHS, 211, 0)
-    results, sizes = [], []
-    ours.h[0].register_forward_pre_hook(lambda block, arguments: sizes.append(len(arguments[0])))
-    for ours.is_compiled in (False, True):
-        ours.zero_grad()
-        logits = ours(tokens, lengths)
-        logits.square().sum().backward()
-        results.append([logits.detach(), *(p.grad.clone() for p in ours.parameters())])
-    assert sizes == [sum(B * T for B, T in ours.pack(LENGTHS)), len(LENGTHS) * max(LENGTHS)]
-    for skipped, padded in zip(*results, strict=True):
+    for skipped, padded in zip(*padding_skipped_and_computed(ours, LENGTHS), strict=True):
         torch.testing.assert_close(skipped, padded, atol=1e-12, rtol=1e-12)
+
+
+def test_a_large_batch_is_made_up_to_a_multiple_of_32_tokens_which_changes_nothing(tmp_path):
+    ours, _ = ours_and_theirs(tmp_path)
+    ours.double()
+    ours.config = replace(ours.config, n_embd=768)  # as wide as that, nothing is padded
+    for lengths, fillers in ((7 * LENGTHS, [(28, 1)]), (6 * LENGTHS, []), (32 * [32], [])):
+        assert ours.pack(lengths) == group_by_length(lengths, most_padding=1) + fillers
+        for skipped, padded in zip(*padding_skipped_and_computed(ours, lengths), strict=True):
+            torch.testing.assert_close(skipped, padded, atol=1e-12, rtol=1e-12)
 
 
 def test_a_sequence_alone_has_the_logits_that_it_has_in_a_batch(tmp_path):

@@ -305,7 +305,6 @@ def train_and_evaluate() -> None:
                     )
                 else:
                     mean_loss = accumulate_head_gradient(model, scaler, features["train"], train, indices)
-                loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -314,6 +313,8 @@ def train_and_evaluate() -> None:
                 token_budget = halved(token_budget, longest)
                 optimizer.zero_grad(set_to_none=False)
                 continue  # with the same step
+            try:
+                loss, norm = update(model, optimizer, scaler, mean_loss, settings.grad_clip)
             except UserError as error:
                 ids = train.ids()
                 raise UserError(

@@ -127,53 +127,50 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, groups: Groups, n_head: int, p: float) -> Tensor:
         N, C = len(qkv), qkv.shape[1] // 3
         D = C // n_head
-        y, scale, saved = qkv.new_empty(N, C), 1.0, []
+        y, heads = qkv.new_empty(N, C), qkv.new_empty(N, 3 * C)
+        sizes = [B * n_head * (end - start) * end for B, T in groups for start, end in _query_blocks(T)]
+        probabilities = qkv.new_empty(sum(sizes))
+        # one mask for all groups, since each draw has its fixed cost; without dropout it is never looked at
+        mask, scale = _dropout_mask(probabilities.shape, qkv.dtype, p) if p else (probabilities, 1.0)
+        blocks = zip(probabilities.split(sizes), mask.split(sizes), strict=True)
         future = qkv.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -math.inf).triu(1)
         for rows, B, T in _rows(groups):
-            heads = qkv[rows].view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4)
-            heads = heads.clone(memory_format=torch.contiguous_format).view(3, B * n_head, T, D)
-            q, k, v = heads
+            parts = qkv[rows].view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4)
+            q, k, v = heads[rows].view(3, B, n_head, T, D).copy_(parts).view(3, B * n_head, T, D)
             q *= D**-0.5
-            needed, outputs = [], []
             for start, end in _query_blocks(T):
                 scores = q[:, start:end] @ k[:, :end].transpose(1, 2)
                 scores[:, :, start:] += future[: end - start, : end - start]
-                probabilities = kept = scores.softmax(-1)
-                needed.append(probabilities)
-                if p:
-                    mask, scale = _dropout_mask(probabilities.shape, probabilities.dtype, p)
-                    kept = probabilities * mask
-                    needed.append(mask)
-                outputs.append(kept @ v[:, :end])
-            together = torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
-            torch.mul(together.view(B, n_head, T, D).transpose(1, 2), scale, out=y[rows].view(B, T, n_head, D))
-            if ctx.needs_input_grad[0]:
-                saved += [*needed, heads]
-        ctx.groups, ctx.n_head, ctx.p, ctx.scale = groups, n_head, p, scale
-        ctx.save_for_backward(*saved)
+                P, M = (part.view_as(scores) for part in next(blocks))
+                torch.softmax(scores, -1, out=P)
+                output = (P * M if p else P) @ v[:, :end]
+                output = output.view(B, n_head, end - start, D).transpose(1, 2)
+                torch.mul(output, scale, out=y[rows].view(B, T, n_head, D)[:, start:end])
+        ctx.groups, ctx.n_head, ctx.p, ctx.scale, ctx.sizes = groups, n_head, p, scale, sizes
+        ctx.save_for_backward(heads, probabilities, mask)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved, n_head = list(ctx.saved_tensors), ctx.n_head
-        N, C = dy.shape
+        heads, probabilities, mask = ctx.saved_tensors
+        n_head, (N, C) = ctx.n_head, dy.shape
         D = C // n_head
         dqkv = dy.new_empty(N, 3 * C)
+        blocks = list(zip(probabilities.split(ctx.sizes), mask.split(ctx.sizes), strict=True))
         for rows, B, T in reversed(_rows(ctx.groups)):
-            q, k, v = saved.pop()
+            q, k, v = heads[rows].view(3, B * n_head, T, D)
             g = dy[rows].view(B, T, n_head, D).transpose(1, 2).contiguous().view(B * n_head, T, D)
             gradients = dy.new_empty(3, B * n_head, T, D)
             dq, dk, dv = gradients
             for start, end in reversed(_query_blocks(T)):
-                mask = saved.pop() if ctx.p else None
-                probabilities = kept = saved.pop()
                 dp = g[:, start:end] @ v[:, :end].transpose(1, 2)
+                P, M = (part.view_as(dp) for part in blocks.pop())
                 if ctx.p:
-                    dp *= mask
-                    kept = probabilities * mask
+                    dp *= M
+                kept = P * M if ctx.p else P
                 # what autograd calls for softmax, too: in float32 within, whatever the dtype
-                ds = torch._softmax_backward_data(dp, probabilities, -1, dp.dtype)
+                ds = torch._softmax_backward_data(dp, P, -1, dp.dtype)
                 torch.bmm(ds, k[:, :end], out=dq[:, start:end])
                 if end == T:  # the last queries, taken first, reach all keys
                     torch.bmm(ds.transpose(1, 2), q[:, start:end], out=dk)

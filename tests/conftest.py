@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from dataset import Split
 
 REPO = Path(__file__).resolve().parents[1]
+# a shell's background jobs ignore Ctrl-C, and so would the processes that a test interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network for anything
 
 

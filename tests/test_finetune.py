@@ -451,6 +451,22 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspa
     assert done.stderr.startswith("error: out of memory with one sequence in memory at a time")
 
 
+def test_out_of_memory_in_the_update_ends_the_run_since_half_of_it_may_be_done(workspace):
+    code = """
+import runpy, sys, torch
+def step(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+torch.optim.AdamW.step = step
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    words = [sys.executable, "-c", code, str(REPO / RUN[0]), *RUN[1:]]
+    done = subprocess.run(words, cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 1 and "taken again" not in done.stdout
+    assert done.stderr.startswith("error: out of memory") and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_frozen_parameters_stay_as_they_were(workspace, blocks):
     from transformers import GPT2Config, GPT2Model

@@ -402,8 +402,6 @@ def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
 
 
 OUT_OF_MEMORY = """
-import runpy, sys, torch
-sys.path.insert(0, sys.argv[1])
 import model
 forward = model.GPT.forward
 def limited(self, tokens, lengths):
@@ -411,9 +409,21 @@ def limited(self, tokens, lengths):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return forward(self, tokens, lengths)
 model.GPT.forward = limited
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+OUT_OF_MEMORY_IN_THE_UPDATE = """
+def step(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+torch.optim.AdamW.step = step
+"""
+
+
+def run_patched(patch: str, *words: str, cwd) -> subprocess.CompletedProcess:
+    """Run a script of the project in a process that has executed patch before."""
+    script, *arguments = words
+    code = f"import runpy, sys, torch\nsys.path.insert(0, {str(REPO)!r})\n{patch}\n"
+    code += f"sys.argv = {[str(REPO / script), *arguments]!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
 
 
 def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspace):
@@ -421,17 +431,7 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspa
     succeed(*RUN, *options, "--out_dir=roomy", cwd=workspace)
 
     def run_with(limit: int, *more: str) -> subprocess.CompletedProcess:
-        words = [
-            sys.executable,
-            "-c",
-            OUT_OF_MEMORY.format(limit=limit),
-            REPO,
-            REPO / RUN[0],
-            *RUN[1:],
-            *options,
-            *more,
-        ]
-        return subprocess.run(list(map(str, words)), cwd=workspace, capture_output=True, text=True)
+        return run_patched(OUT_OF_MEMORY.format(limit=limit), *RUN, *options, *more, cwd=workspace)
 
     done = run_with(600, "--out_dir=tight")
     assert done.returncode == 0, done.stderr
@@ -452,17 +452,7 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspa
 
 
 def test_out_of_memory_in_the_update_ends_the_run_since_half_of_it_may_be_done(workspace):
-    code = """
-import runpy, sys, torch
-def step(*_):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-torch.optim.AdamW.step = step
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    words = [sys.executable, "-c", code, str(REPO / RUN[0]), *RUN[1:]]
-    done = subprocess.run(words, cwd=workspace, capture_output=True, text=True)
+    done = run_patched(OUT_OF_MEMORY_IN_THE_UPDATE, *RUN, cwd=workspace)
     assert done.returncode == 1 and "taken again" not in done.stdout
     assert done.stderr.startswith("error: out of memory") and "Traceback" not in done.stderr
 

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 from conftest import REPO, refuse, succeed
-from test_finetune import RUN, read_log, same_state, workspace  # noqa: F401, a fixture
+from test_finetune import RUN, read_log, run_patched, same_state, workspace  # noqa: F401, a fixture
 
 import checkpoint
 from configurator import load_settings
@@ -108,21 +108,15 @@ def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, u
 
 
 def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):  # noqa: F811
-    script = f"""
-        import os, runpy, signal, sys
-        sys.path.insert(0, {str(REPO)!r})
-        import predict
-        whole = predict.predict
-        def stopped_in_the_middle(*args):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return whole(*args)
-        predict.predict = stopped_in_the_middle
-        sys.argv = {[str(REPO / RUN[0]), *RUN[1:], *LONGER]!r}
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=workspace, capture_output=True, text=True
-    )
+    patch = """
+import os, predict, signal
+whole = predict.predict
+def stopped_in_the_middle(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return whole(*args)
+predict.predict = stopped_in_the_middle
+"""
+    done = run_patched(patch, *RUN, *LONGER, cwd=workspace)
     assert done.returncode == 143 and "stopped after 7 steps" in done.stderr, done.stderr
     assert [row["split"] for row in read_log(workspace / "out" / "log.csv")] == ["train"] * 7
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)

@@ -10,7 +10,7 @@ python evaluate.py --ckpt out/best.pt --text "A lovely film."
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 """
 
-import errors
+from classifier import errors
 
 if __name__ == "__main__":
     errors.quiet_interrupt()  # while PyTorch is imported
@@ -18,79 +18,96 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
-import device
-from dataset import Split, load_meta, load_split, training_files
-from errors import UserError
-from files import refuse_irregular
+from classifier import checkpoint
+from classifier.batches import Texts
+from classifier.dataset import Split, load_meta, load_split, training_files
+from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
+from classifier.errors import UserError
+from classifier.files import refuse_irregular
+from classifier.predict import average, predict
+from classifier.report import print_comparison, print_errors, print_report, write_predictions, write_submission
+from classifier.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from model import GPT
-from predict import average, predict
-from report import print_comparison, print_errors, print_report, write_predictions, write_submission
-from tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 
 MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 SUBMISSION_SPLITS = ("dev", "test")
-Loaded = tuple[GPT, dict[str, Any]]  # a model and its checkpoint
+
+
+class Loaded(NamedTuple):
+    """A model with the checkpoint that it comes from."""
+
+    path: str
+    model: GPT
+    saved: dict[str, Any]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    loaded = [checkpoint.load(path) for path in arguments.ckpt]
-    others = [checkpoint.load(path) for path in arguments.compare]
-    paths_and_loaded = list(zip(arguments.ckpt + arguments.compare, loaded + others, strict=True))
+    models, others = ([load(path) for path in paths] for paths in (arguments.ckpt, arguments.compare))
     if arguments.info:
-        for _, saved in loaded:
-            print(json.dumps(saved["run"], indent=2, ensure_ascii=False, default=str))
+        for loaded in models:
+            print(json.dumps(loaded.saved["run"], indent=2, ensure_ascii=False, default=str))
         return
-    task, label_names = (loaded[0][1]["data"][key] for key in ("task", "label_names"))
-    check_outputs(arguments, task)
-    where, why_device = device.choose_device(arguments.device)
-    dtype, why_dtype = device.choose_dtype(arguments.dtype, where)
-    device.tune(where)
-    for path, (model, saved) in paths_and_loaded:
-        check_vocabulary(model.config.vocab_size, path)
-        if saved["data"]["label_names"] != label_names:
-            raise UserError(f"{path} has other classes than {arguments.ckpt[0]}: they cannot answer together")
-        model.to(where)
+    check_outputs(arguments, models[0].saved["data"]["task"])
+    device, device_reason = choose_device(arguments.device)
+    dtype, dtype_reason = choose_dtype(arguments.dtype, device)
+    tune(device)
+    for loaded in models + others:
+        if loaded.saved["data"]["label_names"] != models[0].saved["data"]["label_names"]:
+            raise UserError(f"{loaded.path} has other classes than {models[0].path}: they cannot answer together")
+        loaded.model.to(device)
     if arguments.text is not None:
-        classify_lines(loaded, read_lines(arguments.text), where, dtype)
+        classify_lines(models, read_lines(arguments.text), dtype)
         return
 
-    folder = arguments.data_dir or loaded[0][1]["data"]["folder"]
-    for path, (_, saved) in paths_and_loaded:
-        check_same_task(path, saved["data"], folder)
-        check_same_data(path, saved["data"], folder, is_asked_for=arguments.data_dir is not None)
+    folder = arguments.data_dir or models[0].saved["data"]["folder"]
+    for loaded in models + others:
+        check_same_task(loaded.path, loaded.saved["data"], folder)
+        check_same_data(loaded.path, loaded.saved["data"], folder, is_asked_for=arguments.data_dir is not None)
+    for path, _, saved in models:
+        print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
+    print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
+    if arguments.submission:
+        write_course_files(models, folder, arguments.submission, dtype)
+    report(models, others, folder, arguments, dtype)
+
+
+def load(path: str) -> Loaded:
+    """Return a checkpoint and its model, on the CPU."""
+    model, saved = checkpoint.load(path)
+    check_vocabulary(model.config.vocab_size, path)
+    return Loaded(path, model, saved)
+
+
+# -----------------------------------------------------------------------------
+# a report on a prepared split
+
+
+def report(
+    models: list[Loaded], others: list[Loaded], folder: str, arguments: argparse.Namespace, dtype: torch.dtype
+) -> None:
+    """Print how good the models' common answers on a split are, and write what is asked for."""
     split = load_split(folder, arguments.split)
     if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
         raise UserError(f"{folder}'s {split.name} split has no labels: --compare, --errors and --plots need them")
-    submitted = [load_split(folder, name) for name in SUBMISSION_SPLITS] if arguments.submission else []
-    for path, (_, saved) in paths_and_loaded[: len(loaded)]:
-        print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
-    print(f"device {where} ({why_device})\ndtype {str(dtype).removeprefix('torch.')} ({why_dtype})")
     print(f"{len(split):,} examples of {folder}, {split.name} split", flush=True)
-    logits = predict_all(loaded, split, where, dtype)
+    logits, label_names = predict_all(models, split, dtype), models[0].saved["data"]["label_names"]
     if arguments.predictions:
         write_predictions(arguments.predictions, split, logits.softmax(-1).numpy())
         print(f"wrote {arguments.predictions}")
-    if arguments.submission:
-        arguments.submission.mkdir(parents=True, exist_ok=True)
-        for path, its_split in zip(submission_paths(arguments.submission, task), submitted, strict=True):
-            is_done = its_split.name == split.name
-            write_submission(path, its_split, logits if is_done else predict_all(loaded, its_split, where, dtype))
-            print(f"wrote {path}")
     if arguments.plots:
-        from plots import OF_A_SPLIT
+        from classifier.plots import OF_A_SPLIT
 
         arguments.plots.mkdir(parents=True, exist_ok=True)
         for name, draw in OF_A_SPLIT.items():
@@ -98,72 +115,23 @@ def main() -> None:
             print(f"wrote {arguments.plots / name}")
     print_report(logits, split, label_names)
     if arguments.compare:
-        print_comparison(logits, predict_all(others, split, where, dtype), split, " + ".join(arguments.compare))
+        print_comparison(logits, predict_all(others, split, dtype), split, " + ".join(arguments.compare))
     if arguments.errors:
         print_errors(arguments.errors, logits, split, label_names)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = errors.argument_parser(__doc__)
-    add = parser.add_argument
-    add(
-        "--ckpt",
-        nargs="+",
-        default=["out/best.pt"],
-        metavar="FILE",
-        help="checkpoint of finetune.py; of several the probabilities are averaged (default: out/best.pt)",
-    )
-    add("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
-    add("--split", default="dev", help="train, dev or test (default: %(default)s)")
-    add("--compare", nargs="+", default=[], metavar="FILE", help="test the difference to another checkpoint")
-    add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
-    add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
-    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
-    add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
-    add("--overwrite", action="store_true", help="let --predictions, --plots and --submission replace files")
-    add("--text", help="classify this text, each line that is not blank; - reads standard input")
-    add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
-    add("--device", choices=device.DEVICES, default="auto", help="default: %(default)s")
-    add("--dtype", choices=("auto", *device.DTYPES), default="auto", help="default: %(default)s")
-    arguments = parser.parse_args()
-    if arguments.errors < 0:
-        raise UserError(f"--errors must be 0 or more, not {arguments.errors}")
-    return arguments
+def predict_all(models: list[Loaded], split: Split, dtype: torch.dtype) -> Tensor:
+    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
+    with tqdm(total=len(models) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        return average([predict_one(loaded, split, dtype, bar.update) for loaded in models])
 
 
-def submission_paths(folder: Path, task: str) -> list[Path]:
-    """Return the course's file names, for dev and for test."""
-    return [folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS]
-
-
-def check_outputs(arguments: argparse.Namespace, task: str) -> None:
-    """Raise a UserError, before any work is done, where a file could not or should not be written."""
-    asked = {"--predictions": arguments.predictions, "--plots": arguments.plots, "--submission": arguments.submission}
-    if arguments.text is not None:
-        more = [name for name, path in asked.items() if path]
-        more += [name for name in ("--compare", "--errors") if getattr(arguments, name[2:])]
-        if more:
-            raise UserError(f"{', '.join(more)}: for a prepared split only; with --text redirect the output instead")
-    files = []
-    if path := arguments.predictions:
-        if not path.name or not path.parent.is_dir():
-            raise UserError(f"--predictions {path}: its folder does not exist")
-        files.append(path)
-    if arguments.plots:
-        from plots import OF_A_SPLIT  # here, since importing matplotlib takes a second
-
-        files += [arguments.plots / name for name in OF_A_SPLIT]
-    if arguments.submission:
-        files += submission_paths(arguments.submission, task)
-    if len({path.resolve() for path in files}) < len(files):
-        raise UserError(f"--predictions {arguments.predictions} is a file that --plots or --submission writes, too")
-    for path in files:
-        if path.parent.exists() and not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no folder")
-        refuse_irregular(path)
-        is_checkpoint = path.exists() and any(path.samefile(ckpt) for ckpt in arguments.ckpt + arguments.compare)
-        if is_checkpoint or (path.exists() and not arguments.overwrite):
-            raise UserError(f"{path} exists already: name another, or add --overwrite (never a checkpoint itself)")
+def predict_one(
+    loaded: Loaded, split: Split, dtype: torch.dtype, on_examples: Callable[[int], Any] = lambda count: None
+) -> Tensor:
+    """Return the logits of one model, which gets the prompt that it was trained with: (examples, classes)."""
+    prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
+    return predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
 
 
 def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
@@ -191,20 +159,26 @@ def check_same_data(ckpt: str, trained_on: dict[str, Any], folder: str, is_asked
         print(f"note: {message}")
 
 
-def predict_all(loaded: list[Loaded], split: Split, where: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
-    with tqdm(total=len(loaded) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
-        return average(
-            [
-                predict(model, replace(split, prompt=prompt_of(model, saved)), where, dtype, bar.update)
-                for model, saved in loaded
-            ]
-        )
+# -----------------------------------------------------------------------------
+# the course's files
 
 
-def prompt_of(model: GPT, saved: dict[str, Any]) -> tuple[int, ...]:
-    """Return the tokens of the prompt that a checkpoint was trained with."""
-    return encode_prompt(saved["settings"]["prompt"], model.config.block_size)
+def write_course_files(models: list[Loaded], folder: str, out: Path, dtype: torch.dtype) -> None:
+    """Write the CS224N prediction files of both splits, which must be there."""
+    splits = [load_split(folder, name) for name in SUBMISSION_SPLITS]
+    out.mkdir(parents=True, exist_ok=True)
+    for path, split in zip(submission_paths(out, models[0].saved["data"]["task"]), splits, strict=True):
+        write_submission(path, split, predict_all(models, split, dtype))
+        print(f"wrote {path}")
+
+
+def submission_paths(folder: Path, task: str) -> list[Path]:
+    """Return the course's file names, for dev and for test."""
+    return [folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS]
+
+
+# -----------------------------------------------------------------------------
+# text of one's own
 
 
 def read_lines(text: str) -> Iterator[str]:
@@ -221,9 +195,9 @@ def read_lines(text: str) -> Iterator[str]:
             yield decoded
 
 
-def classify_lines(loaded: list[Loaded], lines: Iterator[str], where: torch.device, dtype: torch.dtype) -> None:
+def classify_lines(models: list[Loaded], lines: Iterator[str], dtype: torch.dtype) -> None:
     """Print a table: each line's predicted class, the probability of every class, and the line."""
-    encoding, names = load_tokenizer(), loaded[0][1]["data"]["label_names"]
+    names = models[0].saved["data"]["label_names"]
     widths = [max(len(name), 5) + 2 for name in names]
     first = max(len("prediction"), *map(len, names))
     first_line = next(lines, None)
@@ -232,21 +206,80 @@ def classify_lines(loaded: list[Loaded], lines: Iterator[str], where: torch.devi
     lines = chain([first_line], lines)
     header = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     print("prediction".ljust(first) + header + "  text")
-    prompts = [prompt_of(model, saved) for model, saved in loaded]
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(lines, 1 if sys.stdin.isatty() else 256)):
-        logits = []
-        for (model, saved), prompt in zip(loaded, prompts, strict=True):
-            # a leading space changes the first token: give it to texts where all training sentences have it
-            space = " " if saved["data"]["leading_space"] else ""
-            texts = [line if line.startswith(" ") else space + line for line in chunk]
-            sequences = [np.array(tokens, dtype=np.uint16) for tokens in encoding.encode_ordinary_batch(texts)]
-            offsets = np.cumsum([0, *map(len, sequences)])
-            split = Split("text", Path(), np.concatenate(sequences), offsets, None, prompt)
-            logits.append(predict(model, split, where, dtype))
-        for line, row in zip(chunk, average(logits).softmax(-1), strict=True):
+        logits = average([predict_one(loaded, text_split(chunk, loaded), dtype) for loaded in models])
+        for line, row in zip(chunk, logits.softmax(-1), strict=True):
             probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))
             print(names[row.argmax()].ljust(first) + probabilities + "  " + errors.printable(line), flush=True)
+
+
+def text_split(lines: list[str], loaded: Loaded) -> Split:
+    """Return lines of text as the split of a prepared folder that a model would read."""
+    # a leading space changes the first token: give it to texts where all training sentences have it
+    space = " " if loaded.saved["data"]["leading_space"] else ""
+    texts = [line if line.startswith(" ") else space + line for line in lines]
+    sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
+    return Split("text", Path(), np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), None)
+
+
+# -----------------------------------------------------------------------------
+# the command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = errors.argument_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--ckpt",
+        nargs="+",
+        default=["out/best.pt"],
+        metavar="FILE",
+        help="checkpoint of finetune.py; of several the probabilities are averaged (default: out/best.pt)",
+    )
+    add("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
+    add("--split", default="dev", help="train, dev or test (default: %(default)s)")
+    add("--compare", nargs="+", default=[], metavar="FILE", help="test the difference to another checkpoint")
+    add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
+    add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
+    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
+    add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
+    add("--overwrite", action="store_true", help="let --predictions, --plots and --submission replace files")
+    add("--text", help="classify this text, each line that is not blank; - reads standard input")
+    add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
+    add("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    add("--dtype", choices=("auto", *DTYPES), default="auto", help="default: %(default)s")
+    arguments = parser.parse_args()
+    if arguments.errors < 0:
+        raise UserError(f"--errors must be 0 or more, not {arguments.errors}")
+    return arguments
+
+
+def check_outputs(arguments: argparse.Namespace, task: str) -> None:
+    """Raise a UserError, before any work is done, where a file could not or should not be written."""
+    for_a_split = ("predictions", "plots", "submission", "compare", "errors")
+    if arguments.text is not None and (asked := [f"--{name}" for name in for_a_split if getattr(arguments, name)]):
+        raise UserError(f"{', '.join(asked)}: for a prepared split only; with --text redirect the output instead")
+    files = []
+    if path := arguments.predictions:
+        if not path.name or not path.parent.is_dir():
+            raise UserError(f"--predictions {path}: its folder does not exist")
+        files.append(path)
+    if arguments.plots:
+        from classifier.plots import OF_A_SPLIT  # here, since importing matplotlib takes a second
+
+        files += [arguments.plots / name for name in OF_A_SPLIT]
+    if arguments.submission:
+        files += submission_paths(arguments.submission, task)
+    if len({path.resolve() for path in files}) < len(files):
+        raise UserError(f"--predictions {arguments.predictions} is a file that --plots or --submission writes, too")
+    for path in files:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder")
+        refuse_irregular(path)
+        is_checkpoint = path.exists() and any(path.samefile(ckpt) for ckpt in arguments.ckpt + arguments.compare)
+        if is_checkpoint or (path.exists() and not arguments.overwrite):
+            raise UserError(f"{path} exists already: name another, or add --overwrite (never a checkpoint itself)")
 
 
 if __name__ == "__main__":

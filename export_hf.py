@@ -7,7 +7,7 @@ publish it. The pipeline's probabilities are those of evaluate.py in float32; it
 than the model's block_size. No network is needed. finetune.py --init_from=DIR starts from such a folder, head included.
 """
 
-import errors
+from classifier import errors
 
 if __name__ == "__main__":
     errors.quiet_interrupt()  # while PyTorch is imported
@@ -24,19 +24,16 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-import checkpoint
-from errors import UserError, printable
-from files import folder_written_whole
+from classifier import checkpoint
+from classifier.errors import UserError, printable
+from classifier.files import folder_written_whole
+from classifier.pretrained import HUB_NAMES, to_transformers
+from classifier.settings import MAY_CHANGE
+from classifier.significance import wilson_interval
+from classifier.tokenizer import END_OF_TEXT, check_vocabulary, encode_prompt, load_tokenizer, vocabulary_folder
 from model import GPT, GPTConfig
-from pretrained import HUB_NAMES, to_transformers
-from significance import wilson_interval
-from tokenizer import END_OF_TEXT, check_vocabulary, encode_prompt, load_tokenizer, vocabulary_folder
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-# settings that say where files lay and what else was run, or what the card says already
-NOT_IN_THE_CARD = {"data_dir", "out_dir", "overwrite", "save_interval", "seeds"}
-NOT_IN_THE_CARD |= {"init_from", "n_layer", "n_head", "n_embd", "reference_accuracy"}
-NOT_IN_THE_CARD |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
 
 
 def main() -> None:
@@ -177,78 +174,58 @@ CARD = """\
 
 # {task}: a text classifier
 
-{base}, {shape}, fine-tuned into a classifier of {num_classes} classes:
+{base}, {parameters:,} parameters in {config.n_layer} blocks of width {config.n_embd}, fine-tuned into a classifier.
 
 {classes}
-
-## Use
 
 ```python
 from transformers import pipeline
 
 classify = pipeline("text-classification", model="path/to/this/folder", truncation=True)
-classify("A lovely film.")
 classify(["A lovely film.", "A dull mess."], batch_size=16, top_k=None)  # the probability of every class
 ```
 
-- {length}
-- Without `truncation=True`, here or in the call, a longer text is an error.
-- {space}
-- `<|endoftext|>` in a text is taken as plain text, as everything is. An empty text cannot be classified: leave it out.
+A text may have {tokens} tokens; of a longer one the last are used, as in training.{prompt}{space}
+An empty text cannot be classified.
 
 ## Result
 
-{result}
+{result} Nothing was measured on a test set, on texts of another kind, time or language, or on whether the
+probabilities are calibrated.
 
 ## Training
 
 {settings}
 
 {run}
-
-The classifier's head was trained with a bias, which transformers' head has not. Here it is part of the final
-LayerNorm's bias, which changes no logit beyond rounding.
-
-## What is not known
-
-- The accuracy on a test set: nothing here was measured on one.
-- How well it does on texts of another kind, time or language than the training data.
-- Whether the probabilities are calibrated, and what biases the training data or GPT-2 brought in.
 """
+PROMPT = " The prompt {} ends every text, cut or not."
+SPACE = " A space is put in front of a text that has none, since all texts of the training data begin with one."
 
 
 def model_card(model: GPT, saved: dict[str, Any], prompt_length: int) -> str:
     """Return the text of README.md. What comes from the checkpoint is escaped, and none of it is in the YAML header."""
     data, run = saved["data"], saved["run"]
     settings = run["settings"] if isinstance(run.get("settings"), dict) else saved["settings"]  # a resumed run's first
-    block_size, parameters = model.config.block_size, sum(p.numel() for p in model.parameters())
-    init_from = settings.get("init_from")
-    header = ["library_name: transformers", "pipeline_tag: text-classification"]
+    init_from, header = settings.get("init_from"), ["library_name: transformers", "pipeline_tag: text-classification"]
     if hub_name := HUB_NAMES.get(init_from) if isinstance(init_from, str) else None:
         header += [f"base_model: {hub_name}", "license: mit"]  # the license of GPT-2's weights
         base = f"[{hub_name}](https://huggingface.co/{hub_name})"
-    elif init_from == "scratch":
-        base = "A GPT-2 with random initial weights"
-    elif init_from in (None, "resume"):
-        base = "A GPT-2 whose origin is not recorded"
     else:
-        base = "A GPT-2 from a local folder"
-    length = f"A text may have {block_size - prompt_length} tokens; of a longer one the last are used, as in training."
-    if prompt_length:
-        length += f" The prompt {plain(repr(saved['settings']['prompt']))} ends every text, cut or not."
-    space = "A space is put in front of a text that has none, since all texts of the training data begin with one."
-    shown = {name: repr(value) for name, value in settings.items() if name not in NOT_IN_THE_CARD}
-    names = ("started", "git", "versions", "system", "device", "dtype", "initial_weights_sha256")
-    facts = {name: in_words(run.get(name)) for name in names}
+        base = "A GPT-2 with random initial weights" if init_from == "scratch" else "A GPT-2 from a local folder"
+    shape = {"n_layer", "n_head", "n_embd"}  # of a model from scratch; the card says this model's own
+    shown = {name: repr(value) for name, value in settings.items() if name not in MAY_CHANGE - {"epochs"} | shape}
+    facts = {name: in_words(run.get(name)) for name in ("started", "git", "versions", "device", "dtype")}
     return CARD.format(
         header="\n".join(header),
         task=plain(data["task"]),
         base=base,
-        shape=f"{parameters:,} parameters in {model.config.n_layer} blocks of width {model.config.n_embd}",
-        num_classes=model.config.num_classes,
+        parameters=sum(p.numel() for p in model.parameters()),
+        config=model.config,
         classes=table("number", "class", dict(enumerate(data["label_names"]))),
-        length=length,
-        space=space if data["leading_space"] else "A text is taken as it is; no space is put in front.",
+        tokens=model.config.block_size - prompt_length,
+        prompt=PROMPT.format(plain(repr(saved["settings"]["prompt"]))) if prompt_length else "",
+        space=SPACE if data["leading_space"] else "",
         result=result(data, saved["progress"]),
         settings=table("setting", "value", shown),
         run=table("run", "", facts),
@@ -256,16 +233,15 @@ def model_card(model: GPT, saved: dict[str, Any], prompt_length: int) -> str:
 
 
 def result(data: dict[str, Any], progress: dict[str, Any]) -> str:
-    """Return the card's paragraph on the accuracy that was measured on the dev split for these very weights."""
+    """Return the card's sentences on the accuracy that was measured on the dev split for these very weights."""
     best, count = progress["best"], data["examples"]["dev"]
     if not best or best["step"] != progress["step"] or not 0 <= best["accuracy"] <= 1:
-        return "No accuracy was measured for these weights: evaluate.py measures that of a checkpoint."
+        return "No accuracy was measured for these weights."
     low, high = wilson_interval(round(best["accuracy"] * count), count)
     return (
         f"Accuracy **{best['accuracy']:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {count:,} examples) and "
-        f"loss {best['loss']:.4f} on the dev split of {plain(data['task'])}, measured in the training run after epoch "
-        f"{best['epoch']:.4g}, with the device and the number format below. The epoch was chosen by the accuracy on "
-        f"this same split, which flatters it."
+        f"loss {best['loss']:.4f} on the dev split, measured in the run after epoch {best['epoch']:.4g}, which "
+        f"was chosen by this very accuracy: that flatters it."
     )
 
 

@@ -7,9 +7,9 @@ python prepare_sst.py --detokenize   # turns "It 's fun ." into "It's fun.", as 
 
 from pathlib import Path
 
-import errors
-from dataset import prepare
-from download import find_files
+from classifier import errors
+from classifier.download import find_files
+from classifier.prepare import prepare
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)

@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import errors
-from dataset import Split, load_split
-from errors import UserError
-from tokenizer import load_tokenizer
+from classifier import errors
+from classifier.dataset import Split, load_split
+from classifier.errors import UserError
+from classifier.tokenizer import load_tokenizer
 
 
 def main() -> None:

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import device
-import errors
-from configurator import load_settings
-from dataset import Split, collate, cut_into_micro_batches, epoch_order, load_meta, load_split
-from errors import UserError
-from files import written_whole
-from finetune import RULES
+from classifier import errors
+from classifier.batches import Texts, epoch_order
+from classifier.dataset import Split, load_meta, load_split
+from classifier.device import autocast, choose_dtype, compile_blocks, send, tune
+from classifier.errors import UserError
+from classifier.files import written_whole
+from classifier.settings import read_settings
+from finetune import accumulate_gradient
 from model import GPT, GPTConfig
-from step import accumulate_gradient, compile_blocks
 
 REPO = Path(__file__).resolve().parents[1]
 TASKS = ("sst", "cfimdb", "sample")
@@ -109,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(task: str, contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Return one contender's speed on one task, and what it took."""
-    settings = load_settings(str(REPO / "finetune.py"), [str(REPO / "config" / f"finetune_{task}.py")], RULES)
+    settings = read_settings(str(REPO / "finetune.py"), [str(REPO / "config" / f"finetune_{task}.py")])
     settings.examples = arguments.examples or settings.batch_size * settings.gradient_accumulation_steps
     settings.seconds, settings.device = arguments.seconds, torch.device(arguments.device)
     settings.shape = {"n_layer": arguments.n_layer, "n_head": arguments.n_head, "n_embd": arguments.n_embd}
@@ -131,32 +131,32 @@ def measure(task: str, contender: str, arguments: argparse.Namespace) -> dict[st
     }
 
 
-def synchronize(where: torch.device) -> float:
+def synchronize(device: torch.device) -> float:
     """Wait for the device; return the time."""
-    if where.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def peak_memory(where: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """Return the most memory in use so far, in GB: of the GPU, or of this process."""
-    if where.type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def product_peak(where: torch.device, dtype: torch.dtype) -> float:
+def product_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the fastest matrix product measured, in FLOP/s: sizes of GPT-2 small's own layers, and larger ones."""
     fastest = 0.0
     for m, k, n in ((4096, 768, 3072), (4096, 3072, 768), (8192, 8192, 8192)):
-        if where.type == "cpu" and m > 4096:
+        if device.type == "cpu" and m > 4096:
             continue
-        a, b = (torch.randn(shape, dtype=dtype, device=where) for shape in ((m, k), (k, n)))
+        a, b = (torch.randn(shape, dtype=dtype, device=device) for shape in ((m, k), (k, n)))
         for _ in range(10):
-            started = synchronize(where)
+            started = synchronize(device)
             a @ b
-            fastest = max(fastest, 2 * m * k * n / (synchronize(where) - started))
+            fastest = max(fastest, 2 * m * k * n / (synchronize(device) - started))
     return fastest
 
 
@@ -185,28 +185,23 @@ def timed(step: Callable[[Any], None], micro_batches: list, settings: SimpleName
 
 def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> tuple[torch.dtype, float, list[tuple]]:
     """Time finetune.py's own function on a whole step, after another one as a warm-up."""
-    where = settings.device
-    dtype, _ = device.choose_dtype("auto", where)
-    device.tune(where)
-    model = GPT(GPTConfig(settings.num_classes, settings.block_size, dropout=settings.dropout, **settings.shape)).to(
-        where
-    )
-    scaler = torch.amp.GradScaler(where.type, enabled=False)
-    token_budget = settings.batch_size * settings.block_size
+    device, token_budget = settings.device, settings.batch_size * settings.block_size
+    dtype, _ = choose_dtype("auto", device)
+    tune(device)
+    config = GPTConfig(settings.num_classes, settings.block_size, dropout=settings.dropout, **settings.shape)
+    model = GPT(config).to(device)
+    texts = Texts(split, model, is_compiled=compiled)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
     if compiled:
-        compile_blocks(model, split, token_budget, where, dtype)
+        some = np.arange(min(len(split), 64))
+        compile_blocks(model, lambda: accumulate_gradient(model, scaler, texts, some, token_budget, dtype))
     for epoch in range(2):
         indices = epoch_order(len(split), 0, epoch)[: settings.examples]
-        started = synchronize(where)
-        accumulate_gradient(model, scaler, split, indices, token_budget, dtype)
-        seconds = synchronize(where) - started
-    lengths = split.lengths(settings.block_size)
-    micro_batches = cut_into_micro_batches(indices, lengths, token_budget, model.skips_padding)
-    sizes = sizes_of(lengths, micro_batches)
-    if model.skips_padding:
-        packed = [sum(B * T for B, T in model.pack(lengths[m].tolist())) for m in micro_batches]
-        sizes = [(examples, real, total) for (examples, real, _), total in zip(sizes, packed, strict=True)]
-    return dtype, seconds, sizes
+        started = synchronize(device)
+        accumulate_gradient(model, scaler, texts, indices, token_budget, dtype)
+        seconds = synchronize(device) - started
+    batches = [(chosen, texts.batch(chosen)) for chosen in texts.cut(indices, token_budget)]
+    return dtype, seconds, [(len(m), int(texts.lengths[m].sum()), len(batch.tokens)) for m, batch in batches]
 
 
 def trainer(
@@ -217,17 +212,14 @@ def trainer(
 
     import transformers
 
-    where, block_size = settings.device, settings.block_size
-    dtype = device.choose_dtype("auto", where)[0] if best else torch.float32
+    device, block_size = settings.device, settings.block_size
+    dtype = choose_dtype("auto", device)[0] if best else torch.float32
     size = max(1, TRAINER_BEST_TOKENS // block_size) if best else 8
     config = transformers.GPT2Config(**settings.shape, num_labels=settings.num_classes, pad_token_id=50256)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = settings.dropout
     model = transformers.GPT2ForSequenceClassification(config)
     step = epoch_order(len(split), 0, 1)[: settings.examples]  # the same examples as ours
-    rows = [
-        {"input_ids": collate(split, step[i : i + 1], block_size)[0][0], "labels": split.labels[step[i]]}
-        for i in range(len(step))
-    ]
+    rows = [{"input_ids": split.sequence(i, block_size).astype(np.int64), "labels": split.labels[i]} for i in step]
     sizes = []
 
     def pad_to_longest(rows: list[dict]) -> dict[str, Tensor]:
@@ -244,19 +236,19 @@ def trainer(
         """Times a whole second step where micro-batches differ (length grouping), else as many as fit into the time."""
 
         def on_step_begin(self, args, state, control, **_) -> None:
-            self.first, self.taken, self.started = len(sizes) - args.gradient_accumulation_steps, 0, synchronize(where)
+            self.first, self.taken, self.started = len(sizes) - args.gradient_accumulation_steps, 0, synchronize(device)
 
         def on_substep_end(self, args, state, control, **_) -> None:
             self.taken += 1
             if not best and self.taken == 2:  # warm-up
-                self.first, self.started = self.first + 2, synchronize(where)
+                self.first, self.started = self.first + 2, synchronize(device)
             elif not best and self.taken > 2 and time.perf_counter() - self.started > settings.seconds:
                 control.should_training_stop = True
-                self.seconds, self.last = synchronize(where) - self.started, self.taken
+                self.seconds, self.last = synchronize(device) - self.started, self.taken
 
         def on_pre_optimizer_step(self, args, state, control, **_) -> None:
             if not control.should_training_stop:
-                self.seconds, self.last = synchronize(where) - self.started, self.taken + 1
+                self.seconds, self.last = synchronize(device) - self.started, self.taken + 1
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +263,7 @@ def trainer(
                 bf16=dtype == torch.bfloat16,
                 fp16=dtype == torch.float16,
                 torch_compile=compiled,
-                use_cpu=where.type == "cpu",
+                use_cpu=device.type == "cpu",
                 logging_strategy="no",
                 save_strategy="no",
                 report_to="none",
@@ -310,12 +302,12 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
 
     As nanoGPT itself does, it runs in float32 on a CPU, and compiled and in bfloat16 on a GPU.
     """
-    where, T, shape = settings.device, settings.block_size, settings.shape
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    device, T, shape = settings.device, settings.block_size, settings.shape
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     wte, wpe = nn.Embedding(50304, shape["n_embd"]), nn.Embedding(T, shape["n_embd"])
     blocks = [NanoBlock(shape["n_embd"], shape["n_head"], settings.dropout) for _ in range(shape["n_layer"])]
     trunk = nn.Sequential(*blocks, nn.LayerNorm(shape["n_embd"]))
-    parts = nn.ModuleList([wte, wpe, trunk]).to(where)
+    parts = nn.ModuleList([wte, wpe, trunk]).to(device)
     for parameter in parts.parameters():
         nn.init.normal_(parameter, std=0.02)
 
@@ -324,15 +316,16 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
         logits = F.linear(trunk(x), wte.weight)  # (B, T, vocabulary)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    loss_of = torch.compile(loss_of) if where.type == "cuda" else loss_of
+    loss_of = torch.compile(loss_of) if device.type == "cuda" else loss_of
 
     def step(chosen: np.ndarray) -> None:
-        short, lengths = collate(split, chosen, T)
         tokens, targets = np.full((len(chosen), T), 50256), np.full((len(chosen), T), -1)
-        tokens[:, : short.shape[1]] = short
-        targets[np.arange(len(chosen)), lengths - 1] = split.labels[chosen]  # the class as the next token
-        with device.autocast(where, dtype):
-            loss = loss_of(device.send(tokens, where), device.send(targets, where))
+        for row, example in enumerate(chosen):
+            sequence = split.sequence(example, T)
+            tokens[row, : len(sequence)] = sequence
+            targets[row, len(sequence) - 1] = split.labels[example]  # the class as the next token
+        with autocast(device, dtype):
+            loss = loss_of(send(tokens, device), send(targets, device))
         loss.backward()
 
     micro_batches = random_micro_batches(split, settings, settings.batch_size)
@@ -344,7 +337,7 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
 # the record
 
 
-def machine(where: str) -> str:
+def machine(device: str) -> str:
     """Return what the figures were measured on."""
     import transformers
 
@@ -353,7 +346,7 @@ def machine(where: str) -> str:
     cpu = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    name = torch.cuda.get_device_name() if where == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     return f"{name}; {versions}; {platform.system()}"
 

@@ -1,11 +1,18 @@
 """What the tests share: a small GPT-2 of transformers on disk, splits in memory, and the real commands in a folder."""
 
+import contextlib
+import gc
+import io
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 # pytest-xdist runs several tests at a time: each gets its part of the cores, before PyTorch counts them
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -15,9 +22,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Split
+from classifier.dataset import Split
 
 REPO = Path(__file__).resolve().parents[1]
+PREPARE_SAMPLE = ["prepare_own.py", "--train", "data/sample/train.tsv", "--dev", "data/sample/dev.tsv"]
+PREPARE_SAMPLE += ["--labels", "negative", "positive", "--name", "sample"]
 # a shell's background jobs ignore Ctrl-C, and so would the processes that a test interrupts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network for anything
@@ -37,7 +46,7 @@ def tsv_dir() -> Path:
 
 
 def command(*words: object, cwd: Path, stdin: str | bytes = b"", **options) -> subprocess.CompletedProcess:
-    """Run one of the repository's scripts as a person would, in a folder of its own."""
+    """Run one of the repository's scripts as a person would, in a process of its own."""
     script, *arguments = map(str, words)
     return subprocess.run(
         [sys.executable, str(REPO / script), *arguments],
@@ -49,16 +58,54 @@ def command(*words: object, cwd: Path, stdin: str | bytes = b"", **options) -> s
     )
 
 
-def succeed(*words: object, cwd: Path, **options) -> str:
-    """Run a script that must succeed; return what it printed."""
-    done = command(*words, cwd=cwd, **options)
+@contextlib.contextmanager
+def _working_in(folder: Path):
+    before = os.getcwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.CompletedProcess:
+    """Run a script in the test's own process, which has imported what takes seconds; undo what it changed."""
+    script, *arguments = map(str, words)
+    content = stdin.encode() if isinstance(stdin, str) else stdin
+    streams = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8") for part in (content, b"", b"")]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    status = 0
+    with (
+        _working_in(cwd),
+        mock.patch.object(sys, "argv", [str(REPO / script), *arguments]),
+        mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]),
+    ):
+        try:
+            runpy.run_path(str(REPO / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        except Exception:
+            traceback.print_exc()
+            status = 1
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    torch.use_deterministic_algorithms(False)
+    gc.collect()  # what a script leaves to the end of its process: locks above all
+    output, errors = (stream.detach().getvalue() for stream in (streams[1], streams[2]) if not stream.flush())
+    return subprocess.CompletedProcess(words, status, output, errors)
+
+
+Runner = Callable[..., subprocess.CompletedProcess]
+
+
+def succeed(*words: object, cwd: Path, run: Runner = here, **options) -> str:
+    """Run a script that must succeed, by `here` or by `command`; return what it printed."""
+    done = run(*words, cwd=cwd, **options)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
 
-def refuse(*words: object, cwd: Path, **options) -> str:
+def refuse(*words: object, cwd: Path, run: Runner = here, **options) -> str:
     """Run a script that must end with one line on stderr and exit status 1; return that line."""
-    done = command(*words, cwd=cwd, **options)
+    done = run(*words, cwd=cwd, **options)
     message = done.stderr.decode()
     assert done.returncode == 1, (done.returncode, message)
     assert message.count("\n") == 1 and message.startswith("error: "), message
@@ -67,11 +114,11 @@ def refuse(*words: object, cwd: Path, **options) -> str:
 
 @pytest.fixture(scope="session")
 def prepared_sample(tmp_path_factory) -> Path:
-    """A folder in which prepare_sample.py has run."""
+    """A folder in which the sample is prepared."""
     folder = tmp_path_factory.mktemp("sample")
     (folder / "data").mkdir()
     shutil.copytree(REPO / "data" / "sample", folder / "data" / "sample", ignore=shutil.ignore_patterns("*.bin"))
-    succeed("prepare_sample.py", cwd=folder)
+    succeed(*PREPARE_SAMPLE, cwd=folder)
     return folder
 
 

@@ -5,30 +5,21 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
-import torch
-from conftest import make_split, refuse, succeed, visible
+from conftest import PREPARE_SAMPLE, make_split, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import (
-    PERCENTILES,
-    _meta_sha256,
-    collate,
-    cut_into_micro_batches,
-    epoch_order,
-    load_meta,
-    load_split,
-    prepare,
-)
-from errors import UserError
-from files import hold
-from model import GPT, GPTConfig
-from tokenizer import load_tokenizer
-from tsv import read_tsv
+from classifier.dataset import load_meta, load_split, meta_sha256
+from classifier.errors import UserError
+from classifier.files import hold
+from classifier.prepare import PERCENTILES, prepare
+from classifier.tables import read_tsv
+from classifier.tokenizer import load_tokenizer
 
 COUNTS = {  # examples, tokens, labels
     "sst": {
@@ -91,7 +82,9 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_
     content = ("\ufeff" if bom else "") + buffer.getvalue()
     for name in ("train.tsv", "dev.tsv"):
         (folder / name).write_bytes(content.encode())
-    with mock.patch("tokenizer.load_tokenizer", lambda: ENCODING):  # building it takes longer than all the rest
+    with mock.patch(
+        "classifier.tokenizer.load_tokenizer", lambda: ENCODING
+    ):  # building it takes longer than all the rest
         prepare("x", {"train": folder / "train.tsv", "dev": folder / "dev.tsv"}, ["a", "b", "c"], 16, folder / "out")
     split = load_split(folder / "out", "train")
     assert [label for _, label in examples] == split.labels.tolist()
@@ -149,7 +142,7 @@ def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, mes
 
 
 def test_a_missing_tsv_and_a_missing_folder(tmp_path):
-    assert "data/sample/train.tsv does not exist" in refuse("prepare_sample.py", cwd=tmp_path)
+    assert "data/sample/train.tsv does not exist" in refuse(*PREPARE_SAMPLE, cwd=tmp_path)
     message = refuse("prepare_sst.py", "--source", "nowhere", cwd=tmp_path)
     assert "--source nowhere: no ids-sst-train.csv, ids-sst-dev.csv, ids-sst-test-student.csv there" in message
 
@@ -161,7 +154,7 @@ def test_a_target_that_cannot_be_replaced_leaves_all_others(workspace):
     before = (folder / "train.bin").read_bytes()
     with open(folder / "train.tsv", "a") as f:
         f.write("878\tx\tone more\t1\n")
-    assert "data/sample/dev.labels.bin cannot be written" in refuse("prepare_sample.py", cwd=workspace)
+    assert "data/sample/dev.labels.bin cannot be written" in refuse(*PREPARE_SAMPLE, cwd=workspace)
     assert (folder / "train.bin").read_bytes() == before
 
 
@@ -174,7 +167,7 @@ def test_blank_lines_are_passed_over_and_line_numbers_hold(tmp_path):
 def test_preparing_twice_gives_the_same_bytes(workspace):
     folder = workspace / "data" / "sample"
     before = visible(folder)
-    succeed("prepare_sample.py", cwd=workspace)
+    succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert visible(folder) == before
 
 
@@ -189,7 +182,7 @@ def test_a_damaged_file_is_refused(prepared_sample, tmp_path, name, damage):
     else:
         content[len(content) // 2] ^= 1
         (folder / name).write_bytes(content[:-2] if damage == "truncate" else content)
-    with pytest.raises(UserError, match=f"{name} .*prepare_sample.py` again"):
+    with pytest.raises(UserError, match=f"{name} .*prepare_own.py --name sample ...` again"):
         load_split(folder, "train")
 
 
@@ -221,7 +214,7 @@ def test_a_broken_meta_json_is_refused(prepared_sample, tmp_path, change):
     changed = change(meta)
     with contextlib.suppress(ValueError, RecursionError, AttributeError):  # crafted, that is with the right checksum
         content = json.loads(changed)
-        changed = json.dumps(content | {"sha256": _meta_sha256(content)}) if isinstance(content, dict) else changed
+        changed = json.dumps(content | {"sha256": meta_sha256(content)}) if isinstance(content, dict) else changed
     (folder / "meta.json").write_text(changed)
     with pytest.raises(UserError):
         load_split(folder, "train")
@@ -231,7 +224,7 @@ def test_a_changed_class_name_is_noticed(prepared_sample, tmp_path):
     shutil.copytree(prepared_sample / "data" / "sample", tmp_path / "sample")
     path = tmp_path / "sample" / "meta.json"
     path.write_text(path.read_text().replace("negative", "nagative"))
-    with pytest.raises(UserError, match="meta.json is broken: run `python prepare_sample.py` again"):
+    with pytest.raises(UserError, match="meta.json is broken: run `python prepare_own.py --name sample ...` again"):
         load_meta(tmp_path / "sample")
 
 
@@ -240,9 +233,9 @@ def test_two_prepares_at_once_are_kept_apart_and_leftovers_are_swept_up(workspac
     (folder / ".prepare-dead").mkdir()
     (folder / ".meta.json.123.tmp").touch()
     with hold(folder):
-        assert "data/sample is in use by another process" in refuse("prepare_sample.py", cwd=workspace)
+        assert "data/sample is in use by another process" in refuse(*PREPARE_SAMPLE, cwd=workspace)
     (folder / ".prepare-dead").mkdir(exist_ok=True)
-    succeed("prepare_sample.py", cwd=workspace)
+    succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert not list(folder.glob(".prepare-*")) + list(folder.glob(".*.tmp"))
 
 
@@ -251,75 +244,9 @@ def test_a_folder_that_was_not_prepared_says_what_to_run(tmp_path):
     assert "data/sst was not prepared" in message and "run `python prepare_sst.py` first" in message
 
 
-# -----------------------------------------------------------------------------
-# micro-batches
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=200), st.integers(64, 600), st.integers(0, 100))
-def test_micro_batches_hold_every_example_once_within_the_budget(lengths, budget, seed):
-    lengths = np.array(lengths)
-    indices = np.random.default_rng(seed).permutation(len(lengths))[: seed + 1]
-    padded = cut_into_micro_batches(indices, lengths, budget, skips_padding=False)
-    assert all(len(batch) * lengths[batch].max() <= budget for batch in padded)
-    filled = cut_into_micro_batches(indices, lengths, budget, skips_padding=True)
-    sizes = [lengths[batch].sum() for batch in filled]
-    assert max(sizes) <= budget
-    # one more would not have fitted
-    assert all(size + lengths[after[0]] > budget for size, after in zip(sizes, filled[1:], strict=False))
-    for cut in (padded, filled):
-        assert sorted(np.concatenate(cut).tolist()) == sorted(indices.tolist())
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 30))
-def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):
-    lengths = np.array(lengths)
-    ordered = sorted(lengths.tolist(), reverse=True)
-
-    def least(start: int) -> int:
-        """The cost of the best cut from here on, by trying all."""
-        ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
-        return min((ordered[start] * (end - start) + cost + least(end) for end in ends), default=0)
-
-    with mock.patch("dataset.MICRO_BATCH_COST", cost):
-        cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, skips_padding=False)
-    assert sum(len(batch) * int(lengths[batch].max()) + cost for batch in cut) == least(0)
-
-
-@pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 8, 512))])
-@pytest.mark.parametrize("where", ["cpu", "meta"])  # meta stands for a GPU: whatever is no CPU
-def test_at_most_five_percent_of_an_epochs_tokens_are_padding(tsv_dir, tmp_path, task, config, where):
-    block_size, batch_size, step_size = config
-    succeed(f"prepare_{task}.py", "--source", tsv_dir, cwd=tmp_path)
-    split = load_split(tmp_path / "data" / task, "train")
-    lengths = split.lengths(block_size)
-    with torch.device(where):
-        model = GPT(GPTConfig(n_layer=1))
-    for epoch in range(3):
-        order = epoch_order(len(split), 1337, epoch)
-        steps = [order[start : start + step_size] for start in range(0, len(split), step_size)]
-        cut = [
-            batch
-            for step in steps
-            for batch in cut_into_micro_batches(step, lengths, batch_size * block_size, model.skips_padding)
-        ]
-        assert sorted(np.concatenate(cut).tolist()) == list(range(len(split)))
-        if model.skips_padding:
-            padded = sum(B * T for batch in cut for B, T in model.pack(lengths[batch].tolist()))
-        else:
-            padded = sum(len(batch) * int(lengths[batch].max()) for batch in cut)
-        assert 1 - lengths.sum() / padded <= 0.05
-
-
-def test_every_example_is_visited_once_an_epoch_in_an_order_of_seed_and_epoch():
-    orders = [epoch_order(1000, seed, epoch).tolist() for seed, epoch in [(1, 0), (1, 0), (1, 1), (2, 0)]]
-    assert all(sorted(order) == list(range(1000)) for order in orders)
-    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
-
-
-def test_collate_pads_on_the_right_and_keeps_the_last_tokens_of_a_long_sequence():
+def test_a_long_sequence_keeps_its_last_tokens_and_the_whole_prompt():
     split = make_split([[1, 2, 3, 4, 5], [6], [7, 8, 9]], [0, 1, 0])
-    tokens, lengths = collate(split, np.array([1, 0]), block_size=3)
-    assert tokens.dtype == lengths.dtype == np.int64
-    assert tokens.tolist() == [[6, 50256, 50256], [3, 4, 5]] and lengths.tolist() == [1, 3]
+    assert [split.sequence(i, block_size=3).tolist() for i in range(3)] == [[3, 4, 5], [6], [7, 8, 9]]
+    split = replace(split, prompt=(90, 91))
+    assert [split.sequence(i, block_size=4).tolist() for i in range(3)] == [[4, 5, 90, 91], [6, 90, 91], [8, 9, 90, 91]]
+    assert split.lengths(4).tolist() == [4, 3, 4] and split.whole_lengths().tolist() == [7, 3, 5]

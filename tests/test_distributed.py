@@ -12,14 +12,15 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, random_split, refuse, succeed
+from conftest import REPO, command, random_split, refuse, succeed
 from torch import multiprocessing
 
-import checkpoint
-import distributed
+from classifier import checkpoint, distributed
+from classifier.batches import Texts
+from classifier.initial import freeze_all_but_last
+from classifier.predict import predict
+from finetune import accumulate_gradient
 from model import GPT, GPTConfig
-from predict import over_split
-from step import accumulate_gradient
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 LOCAL = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -38,13 +39,13 @@ def gradients(seed: int) -> list[dict]:
     for examples, budget, change in [
         (51, 100, lambda model: None),
         (2, 100, lambda model: None),  # fewer than three processes
-        (51, 100, lambda model: model.train_last(1)),
+        (51, 100, lambda model: freeze_all_but_last(model, 1)),
         (51, 333, lambda model: setattr(model, "activation_checkpointing", True)),
     ]:
         torch.manual_seed(seed)  # of each process its own: the first's weights must win
         model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
         change(model)
-        replica, reductions = distributed.parallel(model), []
+        texts, replica, reductions = Texts(split, model), distributed.parallel(model), []
         if replica is not model:
 
             def hook(state, bucket, reductions=reductions):
@@ -56,7 +57,7 @@ def gradients(seed: int) -> list[dict]:
 
             replica.register_comm_hook(None, hook)
         indices = np.random.default_rng(0).permutation(60)[:examples]
-        loss = accumulate_gradient(model, NO_SCALER, split, indices, budget, torch.float32, replica=replica)
+        loss = accumulate_gradient(replica, NO_SCALER, texts, indices, budget, torch.float32)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
         mine = distributed.share(indices, split.lengths(24))
         results.append(
@@ -66,7 +67,7 @@ def gradients(seed: int) -> list[dict]:
                 "examples": mine.tolist(),
                 "tokens": int(split.lengths(24)[mine].sum()),
                 "reductions": len(reductions),
-                "logits": over_split(model, model, split, torch.device("cpu"), torch.float32),
+                "logits": predict(model, texts, torch.float32),
             }
         )
     return results
@@ -75,9 +76,8 @@ def gradients(seed: int) -> list[dict]:
 def process(rank: int, size: int, port: int, folder: str) -> None:
     os.environ.update(LOCAL, MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     torch.set_num_threads(1)
-    distributed.start("cpu")
-    torch.save(gradients(seed=rank), f"{folder}/{rank}.pt")
-    distributed.stop()
+    with distributed.joined("cpu"):
+        torch.save(gradients(seed=rank), f"{folder}/{rank}.pt")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -158,15 +158,15 @@ def test_one_process_that_fails_ends_all_with_its_message(workspace):
     script = f"""
         import os, runpy, sys
         sys.path.insert(0, {str(REPO)!r})
-        import step
-        from errors import UserError
-        update, steps = step.update, []
-        def failing_update(*args):
+        import torch
+        from classifier.errors import UserError
+        clip, steps = torch.nn.utils.clip_grad_norm_, []
+        def failing_clip(*args):
             steps.append(1)
             if os.environ["RANK"] == "1" and len(steps) == 3:
                 raise UserError("this machine is on fire")
-            return update(*args)
-        step.update = failing_update
+            return clip(*args)
+        torch.nn.utils.clip_grad_norm_ = failing_clip
         sys.argv[0] = {str(REPO / "finetune.py")!r}
         runpy.run_path(sys.argv[0], run_name="__main__")
     """
@@ -195,7 +195,7 @@ def test_a_signal_stops_all_and_the_run_goes_on(workspace):
 
 def test_what_several_processes_cannot_do_is_refused(workspace):
     nobody = os.environ | LOCAL | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "x", "MASTER_PORT": "1"}
-    assert "cannot join the other processes" in refuse("finetune.py", *RUN, cwd=workspace, env=nobody)
+    assert "cannot join the other processes" in refuse("finetune.py", *RUN, cwd=workspace, run=command, env=nobody)
     process = torchrun(2, *RUN, "--seeds=[1,2]", cwd=workspace)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "--seeds runs one job after the other, so not under torchrun" in errors

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from download import find_files
-from errors import UserError
+from classifier.download import find_files
+from classifier.errors import UserError
 
 CONTENT = b"\tid\tsentence\tsentiment\n0\ta\tfine\t1\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -11,17 +11,18 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, random_split, refuse, succeed
+from conftest import PREPARE_SAMPLE, command, random_split, refuse, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-import checkpoint
 import evaluate
-from dataset import _meta_sha256
-from errors import UserError
-from evaluate import classify_lines
-from model import GPT, GPTConfig
-from predict import loss_and_accuracy, predict
-from tokenizer import load_tokenizer
+from classifier import checkpoint
+from classifier.batches import Texts
+from classifier.dataset import meta_sha256
+from classifier.errors import UserError
+from classifier.predict import loss_and_accuracy, predict
+from classifier.tokenizer import load_tokenizer
+from evaluate import Loaded, classify_lines
+from model import GPT, Batch, GPTConfig
 
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
 
@@ -62,11 +63,11 @@ def test_predictions_are_those_of_each_example_alone():
     torch.manual_seed(0)
     model = GPT(GPTConfig(3, 20, 97, 2, 2, 16)).eval()
     split = random_split(50, 30, 97, 3)
-    logits = predict(model, split, torch.device("cpu"), torch.float32)
+    logits = predict(model, Texts(split, model), torch.float32)
     for i in range(len(split)):
         tokens = torch.from_numpy(split.tokens[split.offsets[i] : split.offsets[i + 1]].astype(np.int64))[-20:]
         with torch.no_grad():
-            alone = model(tokens[None], torch.tensor([len(tokens)]))[0]
+            alone = model(Batch.from_padded(tokens[None], torch.tensor([len(tokens)])))[0]
         torch.testing.assert_close(logits[i], alone, atol=1e-5, rtol=1e-5)
     loss, accuracy = loss_and_accuracy(logits, split.labels)
     assert loss == pytest.approx(
@@ -82,7 +83,7 @@ def wilson_by_hand(right: int, n: int) -> tuple[float, float]:
 
 
 def test_the_report_agrees_with_the_predictions_it_writes(place):
-    printed = succeed("evaluate.py", "--predictions", "p.csv", "--dtype=float32", cwd=place)
+    printed = succeed("evaluate.py", "--predictions", "p.csv", "--dtype=float32", cwd=place, run=command)
     with open(place / "p.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     with open(place / "data" / "sample" / "dev.tsv", encoding="utf-8", newline="") as f:
@@ -226,14 +227,14 @@ def test_odd_text_is_classified_or_refused(place, run_here):
         run_here("--text", "-", stdin="a" + " " * 200_000 + "b")
     run_here("--text", "-", stdin="a" + " " * 131_000 + "b")
     words = ["evaluate.py", "--text", "日 \x1b[2J"]
-    assert r"\u65e5 \x1b[2J" in succeed(*words, cwd=place, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place)
+    assert r"\u65e5 \x1b[2J" in succeed(*words, cwd=place, run=command, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert "unrecognized arguments" in refuse("evaluate.py", "--bogus", cwd=place, run=command)
 
 
 def test_data_that_changed_since_training_is_not_evaluated_unasked(place, run_here):
     train = place / "data" / "sample" / "train.tsv"
     train.write_text("".join(train.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    succeed("prepare_sample.py", cwd=place)
+    succeed(*PREPARE_SAMPLE, cwd=place)
     with pytest.raises(
         UserError, match="data/sample is not the data that out/best.pt was trained on: its dev split may"
     ):
@@ -244,17 +245,8 @@ def test_data_that_changed_since_training_is_not_evaluated_unasked(place, run_he
 
 def add_test_split(place):
     """Prepare the sample anew, with a test split of two sentences without labels."""
-    for name in ("train", "dev"):
-        shutil.copy(place / "data" / "sample" / f"{name}.tsv", place / f"{name}.tsv")
     (place / "test.tsv").write_text("id\tsentence\nt1\tA lovely film .\nt2\tA mess .\n")
-    script = (
-        (REPO / "prepare_sample.py")
-        .read_text()
-        .replace('"dev": FOLDER / "dev.tsv"', '"dev": FOLDER / "dev.tsv", "test": "test.tsv"')
-    )
-    script = script.replace('"test.tsv"}', 'Path("test.tsv")}').replace(': "test.tsv"', ': Path("test.tsv")')
-    (place / "prepare_other.py").write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n{script}")
-    succeed(place / "prepare_other.py", cwd=place)
+    succeed(*PREPARE_SAMPLE, "--test", "test.tsv", cwd=place)
 
 
 def test_a_split_without_labels_gets_predictions_and_no_accuracy(place, run_here):
@@ -287,9 +279,9 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
     model, saved = checkpoint.load(place / "out" / "best.pt")
     seen = []
 
-    def predict(model, split, where, dtype):
-        seen.append(split.tokens.tolist())
-        return torch.zeros(len(split), 2)
+    def predict(model, texts, dtype, on_examples):
+        seen.append(texts.split.tokens.tolist())
+        return torch.zeros(len(texts), 2)
 
     monkeypatch.setattr(evaluate, "predict", predict)
     encoding = load_tokenizer()
@@ -300,7 +292,7 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
         ("A mess.", False, "A mess."),
     ]:
         changed = saved | {"data": saved["data"] | {"leading_space": leading_space}}
-        classify_lines([(model, changed)], iter([text]), torch.device("cpu"), torch.float32)
+        classify_lines([Loaded("out/best.pt", model, changed)], iter([text]), torch.float32)
         assert seen.pop() == encoding.encode_ordinary(expected)
     assert "A mess." in capsys.readouterr().out
 
@@ -308,13 +300,13 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
 def spoil_task(place):
     meta = place / "data" / "sample" / "meta.json"
     content = json.loads(meta.read_text()) | {"task": "other"}
-    meta.write_text(json.dumps(content | {"sha256": _meta_sha256(content)}))
+    meta.write_text(json.dumps(content | {"sha256": meta_sha256(content)}))
 
 
 def detokenize(place):
     meta = place / "data" / "sample" / "meta.json"
     content = json.loads(meta.read_text()) | {"detokenized": True}
-    meta.write_text(json.dumps(content | {"sha256": _meta_sha256(content)}))
+    meta.write_text(json.dumps(content | {"sha256": meta_sha256(content)}))
 
 
 def spoil_weights(place):

@@ -18,17 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-import checkpoint
 import evaluate
 import export_hf
-from dataset import collate, load_meta, load_split
-from errors import UserError
-from model import GPT, GPTConfig
-from predict import loss_and_accuracy, predict
-from tokenizer import load_tokenizer
-from tsv import read_tsv
+from classifier import checkpoint
+from classifier.batches import Texts
+from classifier.dataset import load_meta, load_split
+from classifier.errors import UserError
+from classifier.predict import loss_and_accuracy, predict
+from classifier.pretrained import load_gpt2
+from classifier.tables import read_tsv
+from classifier.tokenizer import load_tokenizer
+from model import GPT, Batch, GPTConfig
 
-CPU = torch.device("cpu")
 NAMES = ["very bad", "bad", "so-so", "good", "very good"]
 BLOCK_SIZE = 24
 ENCODING = load_tokenizer()
@@ -128,7 +129,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     assert 'pipeline("text-classification", "hf", truncation=True)' in printed
     split = load_split(folder, "dev")
     assert (np.diff(split.offsets) > BLOCK_SIZE).sum() > 10  # some are cut
-    ours = predict(model, split, CPU, torch.float32).softmax(-1)
+    ours = predict(model, Texts(split, model), torch.float32).softmax(-1)
     theirs = pipeline_probabilities(tmp_path / "hf", meta["label_names"], sentences(folder / "dev.tsv", 2))
     assert_same(theirs, ours)
 
@@ -137,7 +138,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp
     model = random_model(block_size=64)
     texts = sentences(tsv_dir / "ids-sst-dev.csv", 5)
     split = make_split([ENCODING.encode_ordinary(text) for text in texts], None)
-    ours = predict(model, split, CPU, torch.float32).softmax(-1)
+    ours = predict(model, Texts(split, model), torch.float32).softmax(-1)
     assert len(texts) == 1101
     assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
 
@@ -151,17 +152,16 @@ def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkey
     sequences = [our_tokens(text, leading_space, ending, BLOCK_SIZE) for text in ODD_TEXTS]
     # evaluate.py, too, has these tokens
     seen = []
-    stub = lambda model, split, *_: seen.append(split) or torch.zeros(len(split), 5)  # noqa: E731
+    stub = lambda model, texts, *_: seen.append(texts.split) or torch.zeros(len(texts), 5)  # noqa: E731
     monkeypatch.setattr(evaluate, "predict", stub)
-    loaded = checkpoint.load(tmp_path / "best.pt")
-    evaluate.classify_lines([loaded], iter(ODD_TEXTS), CPU, torch.float32)
+    evaluate.classify_lines([evaluate.load(str(tmp_path / "best.pt"))], iter(ODD_TEXTS), torch.float32)
     monkeypatch.undo()
-    tokens, lengths = collate(seen[0], np.arange(len(ODD_TEXTS)), BLOCK_SIZE)
-    assert [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)] == sequences
+    assert [seen[0].sequence(i, BLOCK_SIZE).tolist() for i in range(len(ODD_TEXTS))] == sequences
     tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)
     assert tokens["input_ids"] == sequences and set(tokens) == {"input_ids", "attention_mask"}
     with torch.no_grad():
-        alone = [model(torch.tensor([tokens]), torch.tensor([len(tokens)])).softmax(-1)[0] for tokens in sequences]
+        batches = [Batch.from_padded(torch.tensor([tokens]), torch.tensor([len(tokens)])) for tokens in sequences]
+        alone = [model(batch).softmax(-1)[0] for batch in batches]
     assert_same(pipeline_probabilities(folder, NAMES, ODD_TEXTS), torch.stack(alone))
 
 
@@ -207,7 +207,7 @@ def test_a_large_bias_changes_no_logit(tmp_path, scale):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     tokens = torch.randint(50256, (8, BLOCK_SIZE))
     with torch.no_grad():
-        ours = model(tokens, torch.full((8,), BLOCK_SIZE))
+        ours = model(Batch.from_padded(tokens, torch.full((8,), BLOCK_SIZE)))
         torch.testing.assert_close(theirs(tokens).logits, ours, atol=2e-5, rtol=0)
         if scale == 0:
             assert torch.equal(theirs.transformer.ln_f.bias, model.ln_f.bias)
@@ -233,12 +233,12 @@ def test_a_bias_that_the_layernorm_cannot_take_is_refused(tmp_path):
 
 def test_an_exported_folder_loads_back_with_the_same_logits(tmp_path):
     model = random_model()
-    ours = GPT.from_pretrained(str(exported(tmp_path, model)), num_classes=5).eval()
+    ours = load_gpt2(str(exported(tmp_path, model)), num_classes=5).eval()
     assert ours.config == GPTConfig(5, BLOCK_SIZE, 50257, 2, 4, 32) and not ours.head.bias.any()
-    tokens, lengths = torch.randint(50257, (8, BLOCK_SIZE)), torch.arange(1, 9)
+    batch = Batch.from_padded(torch.randint(50257, (8, BLOCK_SIZE)), torch.arange(1, 9))
     with torch.no_grad():
-        torch.testing.assert_close(ours(tokens, lengths), model(tokens, lengths), atol=1e-5, rtol=0)
-    again = GPT.from_pretrained(str(tmp_path / "hf"), num_classes=5)
+        torch.testing.assert_close(ours(batch), model(batch), atol=1e-5, rtol=0)
+    again = load_gpt2(str(tmp_path / "hf"), num_classes=5)
     export("--ckpt", save(tmp_path / "again.pt", again), "--out", tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "hf/model.safetensors").read_bytes()
 
@@ -252,7 +252,7 @@ def test_finetune_starts_from_an_exported_folder_and_minds_its_classes(workspace
     names = {"label_names": ["negative", "positive"]}
     exported(workspace, model, names)
     split = load_split(workspace / "data" / "sample", "dev")
-    loss, accuracy = loss_and_accuracy(predict(model, split, CPU, torch.float32), split.labels)
+    loss, accuracy = loss_and_accuracy(predict(model, Texts(split, model), torch.float32), split.labels)
     printed = succeed(*TRAIN, "--init_from=hf", "--out_dir=out", cwd=workspace)
     assert f"dev accuracy {accuracy:.3f}, dev loss {loss:.4f}" in printed and "note: the head" not in printed
     export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
@@ -266,7 +266,7 @@ def test_finetune_starts_from_an_exported_folder_and_minds_its_classes(workspace
 
 
 def load(folder: Path, *label_names: str) -> GPT:
-    return GPT.from_pretrained(str(folder), len(label_names), label_names=list(label_names))
+    return load_gpt2(str(folder), len(label_names), label_names=list(label_names))
 
 
 def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, capsys, monkeypatch):

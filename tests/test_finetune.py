@@ -15,21 +15,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, command, make_split, random_split, refuse, succeed, transformers_model, visible
+from conftest import (
+    PREPARE_SAMPLE,
+    REPO,
+    command,
+    make_split,
+    random_split,
+    refuse,
+    succeed,
+    transformers_model,
+    visible,
+)
 from torch.nn import functional as F
 
-import checkpoint
-from dataset import collate, cut_into_micro_batches
-from errors import UserError
-from model import GPT, GPTConfig
-from predict import over_split
-from step import (
-    accumulate_gradient,
-    accumulate_head_gradient,
-    compile_blocks,
-    learning_rate_at,
-    update,
-)
+from classifier import checkpoint
+from classifier.batches import Features, Texts
+from classifier.device import compile_blocks
+from classifier.errors import UserError
+from classifier.initial import freeze_all_but_last
+from classifier.predict import cached_features, predict
+from classifier.pretrained import load_gpt2
+from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, update
+from model import GPT, Batch, GPTConfig
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=64", "--dtype=float32"]
@@ -65,9 +72,17 @@ def same_state(a: dict, b: dict) -> bool:
 # the mathematics of a step
 
 
-def gradient(model, split, indices, token_budget) -> tuple[torch.Tensor, float]:
+def padded(split, indices, block_size) -> Batch:
+    """Some examples as a user of the model alone would make a batch of them, by another road than Texts."""
+    sequences = [torch.from_numpy(split.sequence(i, block_size).astype(np.int64)) for i in indices]
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return Batch.from_padded(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), lengths)
+
+
+def gradient(model, split, indices, token_budget, is_compiled=False) -> tuple[torch.Tensor, float]:
     model.zero_grad()
-    loss = accumulate_gradient(model, NO_SCALER, split, indices, token_budget, torch.float32)
+    texts = Texts(split, model, is_compiled)
+    loss = accumulate_gradient(model, NO_SCALER, texts, indices, token_budget, torch.float32)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss.item()
 
 
@@ -76,30 +91,30 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut():
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double()
     split = random_split(60, 40, 97, 5)
     indices = np.random.default_rng(0).permutation(60)[:51]
-    tokens, lengths = map(torch.from_numpy, collate(split, indices, 24))
-    F.cross_entropy(model(tokens, lengths), torch.from_numpy(split.labels[indices].astype(np.int64))).backward()
+    labels = torch.from_numpy(split.labels[indices].astype(np.int64))
+    F.cross_entropy(model(padded(split, indices, 24)), labels).backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert expected.norm() > 0.1
     for token_budget in (24, 25, 100, 333, 10**6):
-        cut, _ = gradient(model, split, indices, token_budget)
-        assert (cut - expected).abs().max() < 1e-10, token_budget
+        for is_compiled in (False, True):  # packed as on a CPU, padded as on a GPU
+            cut, _ = gradient(model, split, indices, token_budget, is_compiled)
+            assert (cut - expected).abs().max() < 1e-10, token_budget
 
 
 def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_parts():
     torch.manual_seed(0)
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
     split = random_split(60, 40, 97, 5)
-    indices, lengths = np.arange(60), split.lengths(24)
-    loss = accumulate_gradient(model, NO_SCALER, split, indices, 100, torch.bfloat16)
+    indices, texts = np.arange(60), Texts(split, model)
+    loss = accumulate_gradient(model, NO_SCALER, texts, indices, 100, torch.bfloat16)
     once = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total = 0.0
-    micro_batches = cut_into_micro_batches(indices, lengths, 100, model.skips_padding)
+    micro_batches = texts.cut(indices, 100)
     assert len(micro_batches) > 10
     for micro_batch in micro_batches:
-        tokens, lengths = map(torch.from_numpy, collate(split, micro_batch, 24))
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(tokens, lengths)
+            logits = model(texts.batch(micro_batch))
         part = F.cross_entropy(logits, torch.from_numpy(split.labels[micro_batch].astype(np.int64)), reduction="sum")
         (part / 60).backward()
         total += part.item() / 60
@@ -119,7 +134,7 @@ def test_activation_checkpointing_changes_no_bit_of_the_gradient(dtype):
         hook = model.h[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model.zero_grad()
         torch.manual_seed(1)
-        loss = accumulate_gradient(model, NO_SCALER, split, np.arange(60), 300, dtype)
+        loss = accumulate_gradient(model, NO_SCALER, Texts(split, model), np.arange(60), 300, dtype)
         results.append((loss, [p.grad.clone() for p in model.parameters()], len(calls)))
         hook.remove()
     (loss, gradient, calls), (same_loss, same_gradient, twice) = results
@@ -137,10 +152,10 @@ def test_compiled_blocks_give_the_same_gradient(monkeypatch, capsys):
     random = np.random.default_rng(0)
     split = make_split([random.integers(97, size=4 + i // 4).tolist() for i in range(60)], [i % 5 for i in range(60)])
     eager, _ = gradient(model, split, np.arange(60), 100)
-    compile_blocks(model, split, 100, torch.device("cpu"), torch.float32)
+    compile_blocks(model, lambda: gradient(model, split, np.arange(60), 100, is_compiled=True))
     assert capsys.readouterr().out.startswith("compile: ")
     assert all(not p.grad.any() for p in model.parameters())  # compiling leaves nothing behind
-    compiled, _ = gradient(model, split, np.arange(60), 100)
+    compiled, _ = gradient(model, split, np.arange(60), 100, is_compiled=True)
     assert (compiled - eager).norm() <= 1e-5 * eager.norm()
 
 
@@ -150,23 +165,22 @@ def test_what_cannot_be_compiled_is_a_users_error(monkeypatch):
 
     compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **options: compile(*args, **options, backend=backend))
+    model, split = GPT(GPTConfig(5, 24, 97, 2, 2, 16)), random_split(9, 24, 97, 5)
     with pytest.raises(UserError, match="compile=True does not work on this machine .*no compiler here"):
-        compile_blocks(
-            GPT(GPTConfig(5, 24, 97, 2, 2, 16)), random_split(9, 24, 97, 5), 100, torch.device("cpu"), torch.float32
-        )
+        compile_blocks(model, lambda: gradient(model, split, np.arange(9), 100, is_compiled=True))
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_frozen_blocks_have_no_part_in_the_backward_pass(blocks):
     torch.manual_seed(0)
     model = GPT(GPTConfig(5, 24, 97, 3, 2, 16))
-    model.train_last(blocks)
+    freeze_all_but_last(model, blocks)
     split = random_split(20, 24, 97, 5)
     backward_through = []
     for number, block in enumerate(model.h):
         block.register_full_backward_hook(lambda *_, number=number: backward_through.append(number))
     with warnings.catch_warnings(action="ignore"):  # of a hook on a module whose inputs need no gradient
-        accumulate_gradient(model, NO_SCALER, split, np.arange(20), 1000, torch.float32)
+        accumulate_gradient(model, NO_SCALER, Texts(split, model), np.arange(20), 1000, torch.float32)
     assert set(backward_through) == set(range(3 - blocks, 3))
     trained = {
         name.removesuffix(".weight").removesuffix(".bias") for name, p in model.named_parameters() if p.requires_grad
@@ -189,9 +203,9 @@ def test_the_last_smaller_step_is_normalised_by_its_own_count():
 @pytest.mark.parametrize("grad_clip", [0.0, 0.5])
 def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path, grad_clip):
     theirs = transformers_model("GPT2ForSequenceClassification", tmp_path).train()
-    ours = GPT.from_pretrained(str(tmp_path), num_classes=5)
+    ours = load_gpt2(str(tmp_path), num_classes=5)
     split = random_split(240, 40, 210, 5)
-    optimizer = torch.optim.AdamW(ours.optimizer_groups(0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(optimizer_groups(ours, 0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
     # transformers' head has no bias; ours stays as it starts, at zero
     ours.head.bias.requires_grad_(False)
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
@@ -204,11 +218,12 @@ def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path,
     our_losses, their_losses = [], []
     for step in range(10):
         indices = np.arange(step * 24, step * 24 + 24)
-        loss = accumulate_gradient(ours, NO_SCALER, split, indices, 160, torch.float32)
+        loss = accumulate_gradient(ours, NO_SCALER, Texts(split, ours), indices, 160, torch.float32)
         our_losses.append(update(ours, optimizer, NO_SCALER, loss, grad_clip)[0])
 
-        tokens, lengths = map(torch.from_numpy, collate(split, indices, 40))
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        sequences = [torch.from_numpy(split.sequence(i, 40).astype(np.int64)) for i in indices]
+        tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(sequence)] for sequence in sequences])
         labels = torch.from_numpy(split.labels[indices].astype(np.int64))
         loss = theirs(tokens.masked_fill(~mask, 210), attention_mask=mask.long(), labels=labels).loss
         loss.backward()
@@ -230,12 +245,22 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine():
     assert learning_rate_at(20, 24, settings) == 1.0
 
 
+def test_optimizer_groups_hold_every_trainable_parameter_once():
+    model = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    model.wpe.requires_grad_(False)
+    decayed, plain = optimizer_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
+    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
+    grouped = {id(p) for p in decayed["params"] + plain["params"]}
+    assert grouped == {id(p) for p in model.parameters()} - {id(model.wpe.weight)}
+
+
 def test_dropout_acts_in_training_and_not_in_evaluation():
     torch.manual_seed(0)
     model = GPT(GPTConfig(2, 8, 50, 1, 2, 8, dropout=0.5))
-    tokens, lengths = torch.randint(50, (4, 8)), torch.full((4,), 8)
-    assert not torch.equal(model.train()(tokens, lengths), model(tokens, lengths))
-    assert torch.equal(model.eval()(tokens, lengths), model(tokens, lengths))
+    batch = Batch.from_padded(torch.randint(50, (4, 8)), torch.full((4,), 8))
+    assert not torch.equal(model.train()(batch), model(batch))
+    assert torch.equal(model.eval()(batch), model(batch))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step():
@@ -243,8 +268,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     with torch.no_grad():
         model.head.weight[0, 0] = math.inf
     before = model.wte.weight.clone()
-    optimizer = torch.optim.AdamW(model.optimizer_groups(0.1))
-    loss = accumulate_gradient(model, NO_SCALER, make_split([[1, 2]], [0]), np.array([0]), 32, torch.float32)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1))
+    texts = Texts(make_split([[1, 2]], [0]), model)
+    loss = accumulate_gradient(model, NO_SCALER, texts, np.array([0]), 32, torch.float32)
     with pytest.raises(UserError, match="the step was not taken"):
         update(model, optimizer, NO_SCALER, loss, 1.0)
     assert torch.equal(model.wte.weight, before)
@@ -255,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
 
 
 def test_a_run_trains_evaluates_and_saves(workspace):
-    printed = succeed(*RUN, cwd=workspace)
+    printed = succeed(*RUN, cwd=workspace, run=command)
     rows = read_log(workspace / "out" / "log.csv")
     train = [row for row in rows if row["split"] == "train"]
     dev = [row for row in rows if row["split"] == "dev"]
@@ -270,7 +296,7 @@ def test_a_run_trains_evaluates_and_saves(workspace):
     assert f"best: epoch {float(best['epoch']):.4g}, dev accuracy {float(best['accuracy']):.3f}" in printed
     assert "dtype: float32 (as asked)" in printed and "wall time" in printed
 
-    evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", "--dtype", "float32", cwd=workspace)
+    evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", "--dtype", "float32", cwd=workspace, run=command)
     assert evaluated.splitlines()[-1].startswith(f"dev accuracy: {float(best['accuracy']):.3f} (95%")
 
 
@@ -326,7 +352,7 @@ def test_resuming_refuses_what_would_be_another_run(workspace):
     assert "dropout was 0.2 and is now 0.1" in message and "learning_rate was 0.001 and is now 0.002" in message
     train = workspace / "data" / "sample" / "train.tsv"
     train.write_text(train.read_text() + "878\tx\tone more film\t1\n")
-    succeed("prepare_sample.py", cwd=workspace)
+    succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert "was trained on other data" in refuse(*RUN, "--init_from=resume", cwd=workspace)
 
 
@@ -404,10 +430,10 @@ def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
 OUT_OF_MEMORY = """
 import model
 forward = model.GPT.forward
-def limited(self, tokens, lengths):
-    if self.training and lengths.sum() > {limit}:
+def limited(self, batch):
+    if self.training and (batch.positions[batch.ends] + 1)[: batch.size].sum() > {limit}:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    return forward(self, tokens, lengths)
+    return forward(self, batch)
 model.GPT.forward = limited
 """
 
@@ -463,7 +489,7 @@ def test_frozen_parameters_stay_as_they_were(workspace, blocks):
 
     torch.manual_seed(0)
     GPT2Model(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32)).save_pretrained(workspace / "gpt2")
-    start = GPT.from_pretrained(str(workspace / "gpt2"), block_size=32).state_dict()
+    start = load_gpt2(str(workspace / "gpt2"), block_size=32).state_dict()
     words = [*RUN, "--init_from=gpt2", f"--trainable_blocks={blocks}", "--epochs=3"]
     printed = succeed(*words, cwd=workspace)
     assert ("features: computed once" in printed) == (blocks == 0)
@@ -488,26 +514,35 @@ def test_frozen_parameters_stay_as_they_were(workspace, blocks):
 def test_training_the_head_on_cached_features_is_training_it_in_the_model():
     torch.manual_seed(0)
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double()
-    split = random_split(30, 24, 97, 5)
-    model.train_last(0)
+    texts = Texts(random_split(30, 24, 97, 5), model)
+    freeze_all_but_last(model, 0)
     indices = np.array([3, 1, 4, 15, 9, 2, 6])
-    loss = accumulate_gradient(model, NO_SCALER, split, indices, 100, torch.float32)
+    loss = accumulate_gradient(model, NO_SCALER, texts, indices, 100, torch.float32)
     expected = [p.grad.clone() for p in model.head.parameters()]
     model.zero_grad()
-    features = over_split(model.features, model, split, torch.device("cpu"), torch.float32)
-    same_loss = accumulate_head_gradient(model, NO_SCALER, features, split, indices)
+    features = cached_features(model, texts, torch.float32)
+    same_loss = accumulate_gradient(model.head, NO_SCALER, features, indices, 100, torch.float32)
     assert loss.item() == pytest.approx(same_loss.item(), rel=1e-6)
     for parameter, gradient in zip(model.head.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+    logits = predict(model, texts, torch.float32)
+    torch.testing.assert_close(predict(model.head, features, torch.float32), logits)
+
+
+def test_the_head_is_computed_in_full_precision():
+    head, features = GPT(GPTConfig(5, 24, 97, 1, 2, 16)).head, torch.randn(30, 16)
+    expected = features @ head.weight.T + head.bias
+    logits = predict(head, Features(features, np.zeros(30), torch.device("cpu")), torch.bfloat16)
+    torch.testing.assert_close(logits, expected.detach())
 
 
 def test_a_sequence_longer_than_the_tokens_classified_at_once_is_classified_alone(monkeypatch):
     torch.manual_seed(0)
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
-    split = random_split(30, 24, 97, 5)
-    together = over_split(model, model, split, torch.device("cpu"), torch.float32)
-    monkeypatch.setattr("predict.TOKEN_BUDGET", 3)
-    torch.testing.assert_close(over_split(model, model, split, torch.device("cpu"), torch.float32), together)
+    texts = Texts(random_split(30, 24, 97, 5), model)
+    together = predict(model, texts, torch.float32)
+    monkeypatch.setattr("classifier.predict.TOKEN_BUDGET", 3)
+    torch.testing.assert_close(predict(model, texts, torch.float32), together)
 
 
 @pytest.mark.parametrize("spelling", ["./data/sample", "data/sample/"])
@@ -553,9 +588,8 @@ def test_a_run_that_is_done_says_so(workspace):
 
 
 def test_exhausted_memory_is_one_line(tmp_path):
-    script = (
-        f"import sys; sys.path.insert(0, {str(REPO)!r}); import errors, torch; errors.run(lambda: torch.empty(2**50))"
-    )
+    script = f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport torch\nfrom classifier import errors\n"
+    script += "errors.run(lambda: torch.empty(2**50))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1
 
@@ -579,7 +613,7 @@ SHORT = ["--max_steps=1", "--batch_size=8", "--gradient_accumulation_steps=1", "
 def test_weights_come_from_the_hub_s_cache_or_a_folder_of_their_name(workspace):
     environment = os.environ | {"HF_HOME": str(workspace / "cache"), "HF_HUB_OFFLINE": "1"}
     run = ["finetune.py", "--data_dir=data/sample", *SHORT]
-    message = refuse(*run, cwd=workspace, env=environment)
+    message = refuse(*run, cwd=workspace, run=command, env=environment)
     assert "openai-community/gpt2 is not in the Hugging Face cache and cannot be downloaded" in message
     assert not (workspace / "out").exists()
     # the cache as huggingface_hub lays it out
@@ -588,10 +622,10 @@ def test_weights_come_from_the_hub_s_cache_or_a_folder_of_their_name(workspace):
     (hub / "refs" / "main").write_text("c0ffee")
     sizes = {"vocab_size": 50257, "n_positions": 64, "n_embd": 8, "n_layer": 1}
     transformers_model("GPT2LMHeadModel", hub / "snapshots" / "c0ffee", **sizes)
-    printed = succeed(*run, "--out_dir=of-cache", cwd=workspace, env=environment)
+    printed = succeed(*run, "--out_dir=of-cache", cwd=workspace, run=command, env=environment)
     assert "init_from gpt2\n" in printed
     shutil.copytree(hub / "snapshots" / "c0ffee", workspace / "gpt2")
-    printed = succeed(*run, "--out_dir=of-folder", cwd=workspace, env=environment)
+    printed = succeed(*run, "--out_dir=of-folder", cwd=workspace, run=command, env=environment)
     assert "init_from ./gpt2\n" in printed  # what is recorded is the folder, not OpenAI's model
     runs = [json.loads((workspace / out / "run.json").read_text()) for out in ("of-cache", "of-folder")]
     assert [run["settings"]["init_from"] for run in runs] == ["gpt2", "./gpt2"]

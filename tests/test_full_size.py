@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import REPO, succeed
 
-STEPS = 2  # of 256 sentences instead of 2,048, which would take minutes
+STEPS = 2  # of 64 sentences instead of 2,048, which would take minutes
 
 
 def test_two_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
@@ -17,7 +17,7 @@ def test_two_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
     GPT2LMHeadModel(GPT2Config()).save_pretrained(tmp_path / "gpt2")
     succeed("prepare_sst.py", "--source", tsv_dir, cwd=tmp_path)
     config = REPO / "config" / "finetune_sst.py"
-    options = ["--gradient_accumulation_steps=4", f"--max_steps={STEPS}"]
+    options = ["--gradient_accumulation_steps=1", f"--max_steps={STEPS}"]
     printed = succeed("finetune.py", config, *options, cwd=tmp_path)
     assert "model: 124,443,653 parameters" not in printed  # 1,024 positions are cut to the 64 in use
     assert "model: 123,706,373 parameters" in printed

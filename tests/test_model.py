@@ -2,24 +2,29 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import padded_batch, transformers_model
 from torch.nn import functional as F
 
-from errors import UserError
-from kernels import group_by_length
-from model import GPT, GPTConfig
+from classifier.errors import UserError
+from classifier.pretrained import load_gpt2
+from model import GPT, Batch, GPTConfig
 
 LENGTHS = [7, 1, 40, 23, 2, 31, 40, 12]
 FULL_SIZE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 
 
+def every_prefix(tokens: torch.Tensor, lengths: torch.Tensor) -> Batch:
+    """Every sequence up to each of its tokens, in order: the features of these are all hidden states."""
+    rows = torch.arange(len(tokens)).repeat_interleave(lengths)
+    return Batch.from_padded(tokens[rows], torch.cat([torch.arange(1, length + 1) for length in lengths.tolist()]))
+
+
 def ours_and_theirs(folder, **config) -> tuple[GPT, torch.nn.Module]:
     theirs = transformers_model("GPT2ForSequenceClassification", folder, **config)
-    return GPT.from_pretrained(str(folder), num_classes=5).eval(), theirs
+    return load_gpt2(str(folder), num_classes=5).eval(), theirs
 
 
 @pytest.mark.parametrize("size", [{}, FULL_SIZE], ids=["small", "124M"])
@@ -28,10 +33,10 @@ def test_hidden_states_and_logits_are_those_of_transformers(tmp_path, size):
     tokens, lengths, mask = padded_batch(LENGTHS, theirs.config.vocab_size, theirs.config.pad_token_id)
     with torch.no_grad():
         their_states = theirs.transformer(tokens, attention_mask=mask).last_hidden_state
-        our_states = ours.hidden_states(tokens)
-        torch.testing.assert_close(our_states[mask.bool()], their_states[mask.bool()], atol=1e-4, rtol=0)
+        our_states = ours.features(every_prefix(tokens, lengths))
+        torch.testing.assert_close(our_states, their_states[mask.bool()], atol=1e-4, rtol=0)
         their_logits = theirs(tokens, attention_mask=mask).logits
-        our_logits = ours(tokens, lengths)
+        our_logits = ours(Batch.from_padded(tokens, lengths))
     assert their_logits.std() > 0.1  # the comparison is about something
     torch.testing.assert_close(our_logits, their_logits, atol=1e-4, rtol=0)
 
@@ -40,7 +45,7 @@ def test_gradients_of_every_parameter_are_those_of_transformers(tmp_path):
     ours, theirs = ours_and_theirs(tmp_path)
     tokens, lengths, mask = padded_batch(LENGTHS, theirs.config.vocab_size, theirs.config.pad_token_id)
     labels = torch.arange(len(LENGTHS)) % 5
-    F.cross_entropy(ours(tokens, lengths), labels).backward()
+    F.cross_entropy(ours(Batch.from_padded(tokens, lengths)), labels).backward()
     F.cross_entropy(theirs(tokens, attention_mask=mask).logits, labels).backward()
     their_gradients = {name.removeprefix("transformer."): p.grad for name, p in theirs.named_parameters()}
     compared = 0
@@ -56,60 +61,25 @@ def test_gradients_of_every_parameter_are_those_of_transformers(tmp_path):
     assert not their_gradients and compared == 3 * 12 + 5
 
 
-@pytest.mark.parametrize("computed", [False, True])  # as on a CPU; as on a GPU or compiled
-def test_padding_changes_no_logit_and_no_gradient(tmp_path, computed):
+def test_padding_changes_no_logit_and_no_gradient(tmp_path):
     ours, _ = ours_and_theirs(tmp_path)
-    ours.is_compiled = computed
     tokens, lengths, mask = padded_batch(LENGTHS, 211, 0)
     gradients, logits = [], []
     for filler in (0, 210, -1, 10**9):  # the last two are no tokens at all
         ours.zero_grad()
-        logits.append(ours(tokens.masked_fill(mask == 0, filler), lengths))
+        logits.append(ours(Batch.from_padded(tokens.masked_fill(mask == 0, filler), lengths)))
         logits[-1].square().sum().backward()
         gradients.append([p.grad.clone() for p in ours.parameters()])
     assert all(torch.equal(logits[0], other) for other in logits[1:])
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
 
 
-def padding_skipped_and_computed(model: GPT, batch_lengths: list[int]) -> list[list[torch.Tensor]]:
-    """Return logits and gradients both ways, after checking that they were: the tokens that the first block sees."""
-    tokens, lengths, _ = padded_batch(batch_lengths, 211, 0)
-    results, sizes = [], []
-    hook = model.h[0].register_forward_pre_hook(lambda block, arguments: sizes.append(len(arguments[0])))
-    for model.is_compiled in (False, True):
-        model.zero_grad()
-        logits = model(tokens, lengths)
-        logits.square().sum().backward()
-        results.append([logits.detach(), *(p.grad.clone() for p in model.parameters())])
-    hook.remove()
-    assert sizes == [sum(B * T for B, T in model.pack(batch_lengths)), len(batch_lengths) * max(batch_lengths)]
-    return results
-
-
-@pytest.mark.parametrize("most_padding", [0, 9, 64])
-def test_skipping_padding_changes_no_logit_and_no_gradient(tmp_path, most_padding):
-    ours, _ = ours_and_theirs(tmp_path)
-    ours.double()
-    ours.pack = lambda lengths: group_by_length(lengths, most_padding)
-    for skipped, padded in zip(*padding_skipped_and_computed(ours, LENGTHS), strict=True):
-        torch.testing.assert_close(skipped, padded, atol=1e-12, rtol=1e-12)
-
-
-def test_a_large_batch_is_made_up_to_a_multiple_of_32_tokens_which_changes_nothing(tmp_path):
-    ours, _ = ours_and_theirs(tmp_path)
-    ours.double()
-    ours.config = replace(ours.config, n_embd=768)  # as wide as that, nothing is padded
-    for lengths, fillers in ((7 * LENGTHS, [(28, 1)]), (6 * LENGTHS, []), (32 * [32], [])):
-        assert ours.pack(lengths) == group_by_length(lengths, most_padding=1) + fillers
-        for skipped, padded in zip(*padding_skipped_and_computed(ours, lengths), strict=True):
-            torch.testing.assert_close(skipped, padded, atol=1e-12, rtol=1e-12)
-
-
 def test_a_sequence_alone_has_the_logits_that_it_has_in_a_batch(tmp_path):
     ours, _ = ours_and_theirs(tmp_path)
     tokens, lengths, _ = padded_batch(LENGTHS, 211, 0)
-    together = ours(tokens, lengths)
-    alone = torch.cat([ours(tokens[i : i + 1, :length], lengths[i : i + 1]) for i, length in enumerate(LENGTHS)])
+    together = ours(Batch.from_padded(tokens, lengths))
+    alone = [Batch.from_padded(tokens[i : i + 1, :length], lengths[i : i + 1]) for i, length in enumerate(LENGTHS)]
+    alone = torch.cat([ours(batch) for batch in alone])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
@@ -127,11 +97,12 @@ def test_weights_load_in_every_form_that_transformers_writes(tmp_path, kind, for
         (tmp_path / "model.safetensors").unlink()
         trunk = getattr(theirs, "transformer", theirs).state_dict()
         torch.save({prefix + name: tensor for name, tensor in trunk.items()}, tmp_path / "pytorch_model.bin")
-    ours = GPT.from_pretrained(str(tmp_path), num_classes=5, block_size=16, dropout=0.1)
+    ours = load_gpt2(str(tmp_path), num_classes=5, block_size=16, dropout=0.1)
     tokens = torch.randint(211, (2, 16))
     with torch.no_grad():
         expected = getattr(theirs, "transformer", theirs)(tokens).last_hidden_state
-        torch.testing.assert_close(ours.eval().hidden_states(tokens), expected, atol=1e-4, rtol=0)
+        states = ours.eval().features(every_prefix(tokens, torch.tensor([16, 16])))
+        torch.testing.assert_close(states, expected.flatten(0, 1), atol=1e-4, rtol=0)
     assert ours.config == GPTConfig(5, 16, 211, 3, 4, 48, 0.1)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in ours.parameters())
 
@@ -139,12 +110,12 @@ def test_weights_load_in_every_form_that_transformers_writes(tmp_path, kind, for
 def test_stored_weights_in_half_precision_come_back_in_float32(tmp_path):
     theirs = transformers_model("GPT2Model").half()
     theirs.save_pretrained(tmp_path)
-    ours = GPT.from_pretrained(str(tmp_path))
+    ours = load_gpt2(str(tmp_path))
     assert torch.equal(ours.h[1].mlp.c_fc.weight, theirs.h[1].mlp.c_fc.weight.t().float())
 
 
 def spoil(folder, change) -> str:
-    """Change the stored tensors; return what from_pretrained says of them."""
+    """Change the stored tensors; return what load_gpt2 says of them."""
     from safetensors.torch import load_file, save_file
 
     transformers_model("GPT2ForSequenceClassification", folder)
@@ -152,7 +123,7 @@ def spoil(folder, change) -> str:
     change(weights)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(UserError) as error:
-        GPT.from_pretrained(str(folder), num_classes=5)
+        load_gpt2(str(folder), num_classes=5)
     return str(error.value)
 
 
@@ -186,20 +157,20 @@ def test_an_absurd_configuration_is_refused_before_anything_is_allocated(tmp_pat
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(UserError, match="config.json: "):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
 
 
 def test_torchs_older_file_format_loads(tmp_path):
     theirs = transformers_model("GPT2Model", tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert torch.equal(GPT.from_pretrained(str(tmp_path)).wte.weight, theirs.wte.weight)
+    assert torch.equal(load_gpt2(str(tmp_path)).wte.weight, theirs.wte.weight)
 
 
 def test_a_stored_head_of_other_classes_is_refused(tmp_path):
     transformers_model("GPT2ForSequenceClassification", tmp_path)
     with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .* its trunk alone"):
-        GPT.from_pretrained(str(tmp_path), num_classes=2)
+        load_gpt2(str(tmp_path), num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -211,41 +182,39 @@ def test_a_configuration_that_is_not_gpt2s_is_refused(tmp_path, key, value):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(UserError, match=key):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
 
 
 def test_unusable_directories_are_refused(tmp_path):
     with pytest.raises(UserError, match="no directory"):
-        GPT.from_pretrained(str(tmp_path / "nowhere"))
+        load_gpt2(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no config.json"):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
     transformers_model("GPT2Model", tmp_path)
     with pytest.raises(UserError, match="block_size 41 is more than .* 40 positions: try --block_size=40"):
-        GPT.from_pretrained(str(tmp_path), block_size=41)
+        load_gpt2(str(tmp_path), block_size=41)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(UserError, match="no whole safetensors file"):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(whole)
     with pytest.raises(UserError, match="no whole torch file"):
-        GPT.from_pretrained(str(tmp_path))
+        load_gpt2(str(tmp_path))
 
 
 def test_weights_out_of_reach_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="openai-community/gpt2 is not in the Hugging Face cache .* --init_from=DIR"):
-        GPT.from_pretrained("gpt2")
+        load_gpt2("gpt2")
 
 
 def test_gpt2_small_has_its_124_million_parameters():
     with torch.device("meta"):
         model = GPT(GPTConfig(num_classes=5))
     assert sum(p.numel() for p in model.parameters()) == 124_439_808 + 5 * 768 + 5
-    # 6 x 85 million for the matrices, and 6 x 12 x 768 x 1024 for attention
-    assert model.flops_per_token(1024) == 6 * 84_934_656 + 56_623_104
 
 
 def test_fresh_weights_have_gpt2s_scale():
@@ -254,13 +223,3 @@ def test_fresh_weights_have_gpt2s_scale():
     assert model.h[3].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.h[3].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert model.head.bias.abs().sum() == 0 and (model.ln_f.weight == 1).all()
-
-
-def test_optimizer_groups_hold_every_trainable_parameter_once():
-    model = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=8))
-    model.wpe.requires_grad_(False)
-    decayed, plain = model.optimizer_groups(0.1)
-    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
-    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
-    grouped = {id(p) for p in decayed["params"] + plain["params"]}
-    assert grouped == {id(p) for p in model.parameters()} - {id(model.wpe.weight)}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import REPO, make_split
 
-from errors import UserError
-from plots import draw_accuracy_by_length, draw_confusion, draw_curves, draw_reliability
+from classifier.errors import UserError
+from classifier.plots import draw_accuracy_by_length, draw_confusion, draw_curves, draw_reliability
 
 LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds
 1,0.5,train,1.6,,0.001,1.0,10,1
@@ -110,6 +110,6 @@ def test_the_groups_of_lengths_hold_every_example_once(answers, tmp_path):
 
 
 def test_a_notebooks_backend_does_not_matter():
-    command = [sys.executable, "-c", "import plots"]
+    command = [sys.executable, "-c", "from classifier import plots"]
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     subprocess.run(command, cwd=REPO, env=environment, check=True)

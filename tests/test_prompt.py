@@ -9,14 +9,15 @@ from conftest import REPO, random_split, refuse, succeed, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-import checkpoint
-from configurator import load_settings
-from dataset import collate
-from errors import UserError
-from model import GPT
-from tokenizer import encode_label_words, encode_prompt, load_tokenizer
+from classifier import checkpoint
+from classifier.errors import UserError
+from classifier.initial import start_head_from
+from classifier.pretrained import load_gpt2
+from classifier.settings import read_settings
+from classifier.tokenizer import encode_label_words, encode_prompt, load_tokenizer
+from model import Batch
 
-CONFIGS = {name: load_settings(REPO / "finetune.py", [str(REPO / "config" / f"finetune_{name}_prompt.py")], {})
+CONFIGS = {name: read_settings(REPO / "finetune.py", [str(REPO / "config" / f"finetune_{name}_prompt.py")])
            for name in ("sst", "cfimdb")}  # fmt: skip
 
 
@@ -26,12 +27,11 @@ def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, bl
     prompt = tuple(random.integers(97, size=prompt_length).tolist())
     plain = random_split(9, 30, 97, 2, seed)
     split = replace(plain, prompt=prompt)
-    tokens, lengths = collate(split, np.arange(9), block_size)
-    assert lengths.tolist() == split.lengths(block_size).tolist()
     for i in range(9):
         sentence = plain.tokens[plain.offsets[i] : plain.offsets[i + 1]].tolist()
         kept = sentence[-(block_size - prompt_length) :]
-        assert tokens[i, : lengths[i]].tolist() == kept + list(prompt)
+        assert split.sequence(i, block_size).tolist() == kept + list(prompt)
+        assert split.lengths(block_size)[i] == len(kept) + prompt_length
         assert split.whole_lengths()[i] == len(sentence) + prompt_length
 
 
@@ -39,8 +39,8 @@ def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, bl
 def test_the_first_logits_are_the_language_models_for_the_label_words(task, num_classes, tmp_path):
     settings, encoding = CONFIGS[task], load_tokenizer()
     theirs = transformers_model("GPT2LMHeadModel", tmp_path, vocab_size=50257, n_positions=128)
-    model = GPT.from_pretrained(str(tmp_path), num_classes=num_classes, block_size=96)
-    model.start_head_from(encode_label_words(settings.label_words, num_classes))
+    model = load_gpt2(str(tmp_path), num_classes=num_classes, block_size=96)
+    start_head_from(model, encode_label_words(settings.label_words, num_classes))
     for sentence in (" A lovely film .", " " + "A mess of a film . " * 3):
         tokens = torch.tensor([encoding.encode_ordinary(sentence + settings.prompt)])
         split = replace(
@@ -49,12 +49,12 @@ def test_the_first_logits_are_the_language_models_for_the_label_words(task, num_
             offsets=np.array([0, len(encoding.encode_ordinary(sentence))]),
             prompt=encode_prompt(settings.prompt, 96),
         )
-        ours = [torch.from_numpy(array) for array in collate(split, np.array([0]), 96)]
-        assert torch.equal(ours[0], tokens)
+        assert split.sequence(0, 96).tolist() == tokens[0].tolist()
+        batch = Batch.from_padded(tokens, torch.tensor([tokens.shape[1]]))
         words = [encoding.encode_single_token(word) for word in settings.label_words]
         with torch.no_grad():
             expected = theirs(tokens).logits[0, -1, words]
-            torch.testing.assert_close(model(*ours)[0], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(model(batch)[0], expected, atol=1e-4, rtol=1e-4)
     assert model.head.weight.data_ptr() != model.wte.weight.data_ptr()  # a copy: the embeddings stay as they are
 
 
@@ -100,7 +100,8 @@ def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_text(workspace):
     text = " " + text if saved["data"]["leading_space"] else text
     tokens = torch.tensor([load_tokenizer().encode_ordinary(text + saved["settings"]["prompt"])])
     with torch.no_grad():
-        expected = model.eval()(tokens, torch.tensor([tokens.shape[1]]))[0].softmax(-1)
+        batch = Batch.from_padded(tokens, torch.tensor([tokens.shape[1]]))
+        expected = model.eval()(batch)[0].softmax(-1)
     assert [float(word) for word in line.split()[1:3]] == pytest.approx(expected.tolist(), abs=6e-4)
     message = refuse(*run, "--prompt= Good?", "--init_from=resume", "--max_steps=5", cwd=workspace)
     assert "prompt was ' Is it good or bad:' and is now ' Good?'" in message

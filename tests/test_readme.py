@@ -1,4 +1,4 @@
-"""Every command that README.md shows, run in the order of the page with small models: none can go stale."""
+"""Every command that README.md and docs/ show, run in their order with small models: none can go stale."""
 
 import re
 import shlex
@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO, succeed, transformers_model
+from conftest import REPO, here, succeed, transformers_model
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
+# in the order in which their commands are run
+NAMES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in "own-data settings several-gpus how-it-works reliability".split()),
+]
+PAGES = {name: (REPO / name).read_text(encoding="utf-8") for name in NAMES}
+README = PAGES["README.md"]
 PROGRAMS = ("python", "make", "torchrun", "pip", "hf")
 # shown, but not run here: what installs or needs a network, and what other tests run in full
 ELSEWHERE = {
@@ -20,15 +26,17 @@ ELSEWHERE = {
     "pip install wandb": "an installation",
     "hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2": "a download",
     "python bench/baselines.py data/sst": "run by test_baselines_of_the_results_table",
-    "python finetune.py --help": "run by test_configurator.py",
+    "python finetune.py --help": "run by test_settings.py",
 }
-FINETUNE = ["--max_steps=2", "--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
+ROWS = 60  # of each file of the sample: as many as show that a command works
+FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
 
 
 def shown_commands() -> list[str]:
     """The commands of the ```sh blocks, without comments, and of `code` in the text, each once."""
     found = []
-    for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", README, re.DOTALL | re.MULTILINE):
+    text = re.sub(r"^```python\n.*?^```$", "", "\n".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
+    for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines() or [" ".join(code.split())]:
             for command in re.sub(r"\s+#.*", "", line).split(" && "):
                 words = command.split()
@@ -40,8 +48,10 @@ def shown_commands() -> list[str]:
 COMMANDS = shown_commands()
 
 
-def test_the_page_shows_the_commands_that_never_change():
+def test_the_pages_show_the_commands_that_never_change():
     for command in (
+        "make demo",
+        "make test",
         "python prepare_sst.py",
         "python finetune.py config/finetune_sst.py",
         "python evaluate.py --ckpt out/best.pt",
@@ -50,13 +60,37 @@ def test_the_page_shows_the_commands_that_never_change():
     assert len(COMMANDS) > 25 and set(ELSEWHERE) <= set(COMMANDS)
 
 
+def test_every_page_is_tested_and_linked_from_the_readme():
+    assert sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")) == sorted(NAMES[1:])
+    for name, page in PAGES.items():
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
+        missing = [link for link in links if not (REPO / name).parent.joinpath(link).is_file()]
+        assert not missing, name
+        assert name == "README.md" or name in re.findall(r"\]\(([^)]+)\)", README)
+
+
 def test_every_file_of_the_repository_that_is_named_is_there():
     generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "seeds.json", "run.json", "log.csv"}
     generated |= {"my.tsv", "my_dev.tsv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
-    names = set(re.findall(r"[\w/-]+\.(?:py|md|txt|json|csv|png|svg|tsv|safetensors)\b", README)) - generated
+    text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
+    text = text.replace("prepare_*.py", "")
+    names = set(re.findall(r"[\w/-]+\.(?:py|md|txt|json|csv|png|svg|tsv|safetensors)\b", text)) - generated
     missing = [name for name in names if not (REPO / name).exists()]
-    assert not missing and len(names) > 30
+    assert not missing and len(names) > 20
+
+
+def test_every_module_of_the_package_is_named():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", PAGES["docs/how-it-works.md"], re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(rows))
+    modules = [path.stem for path in (REPO / "classifier").glob("*.py") if path.stem != "__init__"]
+    assert sorted(named) == sorted(modules)
+
+
+def first_rows(name: str, count: int, skipped: int = 0) -> str:
+    """The header of one of the sample's files and some of its rows."""
+    header, *rows = (REPO / "data" / "sample" / f"{name}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join([header, *rows[skipped : skipped + count]])
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +104,33 @@ def clone(tmp_path_factory) -> Path:
     for task in ("sst", "cfimdb"):
         (folder / "data" / task).mkdir()
         for split, source in (("train", "train"), ("dev", "dev"), ("test-student", "dev")):
-            shutil.copy(
-                folder / "data" / "sample" / f"{source}.tsv", folder / "data" / task / f"ids-{task}-{split}.csv"
-            )
+            rows = first_rows(source, ROWS)
+            (folder / "data" / task / f"ids-{task}-{split}.csv").write_text(rows, encoding="utf-8")
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
-    rows = (REPO / "data" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "my.tsv").write_text("".join(rows[:200]), encoding="utf-8")
-    (folder / "my_dev.tsv").write_text("".join(rows[:1] + rows[200:240]), encoding="utf-8")
+    (folder / "my.tsv").write_text(first_rows("train", ROWS), encoding="utf-8")
+    (folder / "my_dev.tsv").write_text(first_rows("train", ROWS, skipped=ROWS), encoding="utf-8")
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
 
 
 def adapted(command: str, folder: Path) -> list[str]:
-    """The same command for a small model, one machine and a new process."""
+    """The same command for a small model and one machine."""
     command, _, stdin = command.partition(" < ")
     words = shlex.split(command.replace("DIR", "data/sst" if "prepare" in command or "make" in command else "gpt2"))
     if words[0] == "torchrun":
         words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-        words = [re.sub(r"nproc_per_node=\d+", "nproc_per_node=2", word) for word in words]
-        if "--nnodes=2" in words:  # both machines here: this is the first, and the second is started beside it
-            words = [word.replace("HOST", "127.0.0.1") for word in words]
-    elif words[0] == "python":
-        words[0] = sys.executable
+        # both machines here: the first, and the second is started beside it; two processes in all
+        processes = 1 if "--nnodes=2" in words else 2
+        words = [re.sub(r"nproc_per_node=\d+", f"nproc_per_node={processes}", word) for word in words]
+        words = [word.replace("HOST", "127.0.0.1") for word in words]
     if "finetune.py" in words:
-        steps = ["--max_steps=3"] if "--init_from=resume" in words else []
-        words += [*FINETUNE, *steps]
-        words += ["--overwrite=True"] if (folder / out_dir(words, folder) / "best.pt").exists() and not steps else []
+        is_resume = "--init_from=resume" in words
+        words = [re.sub(r"--n_embd=\d+", "--n_embd=8", word) for word in words]
+        words = [re.sub(r"--seeds=\[(\d+),.*\]", r"--seeds=[\1]", word) for word in words]  # several: test_survival.py
+        words += [*FINETUNE, f"--max_steps={2 if is_resume else 1}"]
+        words += (
+            ["--overwrite=True"] if (folder / out_dir(words, folder) / "best.pt").exists() and not is_resume else []
+        )
     elif words[0] == "make":
         words.insert(1, "--dry-run")
     return words
@@ -108,21 +143,32 @@ def out_dir(words: list[str], folder: Path) -> str:
     return named[0] if named else re.search(r'out_dir = "(.*)"', (folder / config).read_text())[1]
 
 
-def test_every_command_works_in_the_order_of_the_page(clone):
+def run(command: str, folder: Path) -> str:
+    """Run a command that must succeed: a script in this process, which has PyTorch, anything else in its own."""
+    words = adapted(command, folder)
+    if words[0] == "python":
+        stdin = (folder / command.partition(" < ")[2]).read_text() if " < " in command else ""
+        done = here(*words[1:], cwd=folder, stdin=stdin)
+        assert done.returncode == 0, f"{command}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+        return done.stdout.decode()
+    runs = [[word.replace("NODE", node) for word in words] for node in (("0", "1") if "NODE" in command else ("",))]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(run, cwd=folder, text=True, **streams) for run in runs]
+    for process in processes:
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, f"{command}\n{output}\n{errors}"
+    return output
+
+
+def test_every_command_works_in_the_order_of_the_pages(clone):
     ran = 0
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
-        words = adapted(command, clone)
-        stdin = (clone / command.partition(" < ")[2]).read_text() if " < " in command else ""
-        runs = [[word.replace("NODE", node) for word in words] for node in (("0", "1") if "NODE" in command else ("",))]
-        processes = [subprocess.Popen(run, cwd=clone, stdin=-1, stdout=-1, stderr=-1, text=True) for run in runs]
-        for process in processes:
-            output, errors = process.communicate(stdin, timeout=600)
-            assert process.returncode == 0, f"{command}\n{output}\n{errors}"
-        if "--detokenize" in words:  # what is trained so far was trained on the other form, and so is the rest
-            subprocess.run([sys.executable, "prepare_sst.py"], cwd=clone, check=True, capture_output=True)
-        if words[0] == "make" and "help" not in words:
+        output = run(command, clone)
+        if "--detokenize" in command:  # what is trained so far was trained on the other form, and so is the rest
+            run("python prepare_sst.py", clone)
+        if command.startswith("make "):
             assert_known(output)
         ran += 1
     assert ran + len(ELSEWHERE) == len(COMMANDS)
@@ -134,8 +180,17 @@ def test_every_command_works_in_the_order_of_the_page(clone):
     }
 
 
+def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
+    transformers_model("GPT2LMHeadModel", tmp_path / "gpt2", vocab_size=50257)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", "\n".join(PAGES.values()), re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 2) and str(names["logits"].dtype) == "torch.float32"
+
+
 def assert_known(output: str) -> None:
-    """That what a make target would run is what this page shows, or what CI runs."""
+    """That what a make target would run is there: scripts, and config files."""
     for line in output.splitlines():
         command = line.replace(".venv/bin/", "").strip()
         if command.startswith("python ") and "-m" not in command:

@@ -13,15 +13,14 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPO, refuse, succeed
+from conftest import PREPARE_SAMPLE, REPO, command, refuse, succeed
 from test_finetune import RUN, read_log, run_patched, same_state, workspace  # noqa: F401, a fixture
 
-import checkpoint
-from configurator import load_settings
-from dataset import load_split
-from errors import UserError
-from finetune import RULES
-from tsv import read_tsv
+from classifier import checkpoint
+from classifier.dataset import load_split
+from classifier.errors import UserError
+from classifier.settings import read_settings
+from classifier.tables import read_tsv
 
 TORTURE = "TORTURE" in os.environ
 TIMES = {"seconds", "examples_per_second"}
@@ -109,7 +108,8 @@ def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, u
 
 def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):  # noqa: F811
     patch = """
-import os, predict, signal
+import os, signal
+from classifier import predict
 whole = predict.predict
 def stopped_in_the_middle(*args):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -141,13 +141,14 @@ def test_two_runs_in_one_folder_are_kept_apart(workspace):  # noqa: F811
         assert f"out is in use by another process ({process.pid})" in message
     process.kill()
     process.communicate()
-    succeed(*RUN, "--init_from=resume", "--epochs=40", cwd=workspace)
+    step = checkpoint.load(workspace / "out" / "last.pt")[1]["progress"]["step"]
+    succeed(*RUN, "--init_from=resume", "--epochs=1000", f"--max_steps={step + 1}", cwd=workspace)
 
 
 FAULTS = """
     import itertools, os, sys, torch
     sys.path.insert(0, sys.argv[1])
-    import checkpoint, files
+    from classifier import checkpoint, files
     from model import GPT, GPTConfig
     torch.set_num_threads(1)
     path = files.Path("last.pt")
@@ -219,12 +220,12 @@ def test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint(workspace):  # 
 
 
 def test_a_removed_folder_does_not_end_the_run(workspace):  # noqa: F811
-    process = start("--epochs=12", cwd=workspace)
+    process = start("--epochs=4", cwd=workspace)
     wait_for(process, "epoch 1:")
     (workspace / "out").rename(workspace / "gone")  # at one blow: rmtree would race with what is being written
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert checkpoint.load(workspace / "out" / "last.pt")[1]["progress"]["step"] == 84
+    assert checkpoint.load(workspace / "out" / "last.pt")[1]["progress"]["step"] == 28
 
 
 # -----------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # no
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "the same command goes on from here" in errors, errors
-    printed = succeed(*words, cwd=workspace)
+    printed = succeed(*words, cwd=workspace, run=command)
     assert "seed 3: out" not in printed and "seed 1: out/seed-1" in printed  # the first was done
     summary = json.loads((workspace / "out" / "seeds.json").read_text())
     accuracies = []
@@ -280,7 +281,7 @@ def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # no
     message = refuse(*words, "--learning_rate=0.01", cwd=workspace)  # never old results for new settings
     assert "out/seed-3 holds a run that was another one: learning_rate was 0.001 and is now 0.01" in message
     (workspace / "data" / "sample" / "train.tsv").write_text("id\tsentence\tsentiment\n1\tgood\t1\n2\tbad\t0\n")
-    succeed("prepare_sample.py", cwd=workspace)
+    succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert "was trained on other data than what data/sample holds now" in refuse(*words, cwd=workspace)
     assert "seeds must be a list of different whole numbers" in refuse(*RUN, "--seeds=[1,1]", cwd=workspace)
 
@@ -346,7 +347,7 @@ def test_a_damaged_file_loads_as_it_was_or_is_refused(workspace, kind, monkeypat
             elif kind == "tsv":  # text may become other text; what must not be is a crash or another shape
                 assert all(row.sentence.strip() and row.label in (0, 1) for row in read_tsv(path, 2, True))
             else:
-                load_settings(str(REPO / "finetune.py"), [str(bad)], RULES)
+                read_settings(str(REPO / "finetune.py"), [str(bad)])
         except UserError as error:
             refused += 1
             assert len(str(error)) < 1000

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import command, refuse, succeed
 
-from errors import UserError
-from trackers import start_trackers
+from classifier.errors import UserError
+from classifier.trackers import open_trackers
 
 RUN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
 RUN += ["--block_size=32", "--dtype=float32", "--gradient_accumulation_steps=4"]
@@ -55,9 +55,9 @@ def test_wandb_has_the_log_and_the_settings(workspace):
         """)
     )
     arguments, found = [*RUN, "--wandb_log=True"], os.environ | {"PYTHONPATH": str(workspace)}
-    message = refuse(*arguments, "--wandb_project=offline", cwd=workspace, env=found)
+    message = refuse(*arguments, "--wandb_project=offline", cwd=workspace, run=command, env=found)
     assert "wandb_log: Weights & Biases cannot start (no account)" in message
-    printed = succeed(*arguments, "--wandb_run_name=mine", "--epochs=1", cwd=workspace, env=found)
+    printed = succeed(*arguments, "--wandb_run_name=mine", "--epochs=1", cwd=workspace, run=command, env=found)
     options, *logged = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("wandb ")]
     assert options["project"] == "finetune-gpt2" and options["name"] == "mine" and options["resume"] == "allow"
     assert options["config"]["n_embd"] == 16
@@ -76,4 +76,4 @@ def test_a_missing_package_says_how_to_install_it(workspace, monkeypatch, packag
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     settings = SimpleNamespace(**({"tensorboard_log": False, "wandb_log": False} | {setting: True}))
     with pytest.raises(UserError, match=f"{setting}=True needs a package .* `pip install {package}`"):
-        start_trackers(settings, {"started": "now", "seed": 1}, workspace, 0)
+        open_trackers(settings, {"started": "now", "seed": 1}, workspace, 0)

@@ -1,6 +1,7 @@
 """The same job once for each of several seeds, and what came out: finetune.py --seeds=[1,2,3]."""
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -9,28 +10,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from configurator import differences
-from dataset import load_meta, training_files
-from errors import UserError
-from files import written_whole
+from classifier.dataset import load_meta, training_files
+from classifier.errors import UserError
+from classifier.files import written_whole
+from classifier.schema import misfit
+from classifier.settings import MAY_CHANGE, differences
+
+ENDED_RUN = {  # the schema of what is read of a finished run's run.json
+    "settings": {"epochs": int, "max_steps": int, "init_from": str},
+    "data": {"files": dict},
+    "best": {"accuracy": float, "loss": float, "epoch": float},
+    "ended": str,
+}
 
 
-def run_seeds(script: str, settings: SimpleNamespace, free_on_resume: set[str]) -> None:
+def run_seeds(script: str, settings: SimpleNamespace) -> None:
     """Run script with each of settings.seeds in out_dir/seed-N; print a table and write it to out_dir/seeds.json.
 
     The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
 
-    Args:
-        free_on_resume: settings that may differ from those of the runs that are there.
-
     Raises:
         UserError: a run failed; it has said why. Or a finished one had other settings or other data.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("--seeds runs one job after the other, so not under torchrun: give each run its --seed")
     out = Path(settings.out_dir)
     results = {}
     for seed in settings.seeds:
         folder = out / f"seed-{seed}"
-        if settings.overwrite or not _is_done(folder, settings, free_on_resume):
+        if settings.overwrite or not _is_done(folder, settings):
             print(f"seed {seed}: {folder}", flush=True)
             resume = (folder / "last.pt").is_file() and not settings.overwrite
             _run([script, *sys.argv[1:], "--seeds=[]", f"--seed={seed}", f"--out_dir={folder}"], resume)
@@ -48,22 +56,23 @@ def run_seeds(script: str, settings: SimpleNamespace, free_on_resume: set[str]) 
         f.write("\n")
 
 
-def _is_done(folder: Path, settings: SimpleNamespace, free: set[str]) -> bool:
+def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
     """Return whether a finished run of the same length is in a folder.
 
     Raises:
         UserError: it is there, but had other settings or other data.
     """
     try:
-        run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        before, files = run["settings"], run["data"]["files"]
-        lengths = [(of["epochs"], of["max_steps"]) for of in (before, vars(settings))]
-        if "ended" not in run or lengths[0] != lengths[1] or not (folder / "best.pt").is_file():
-            return False
-        before["init_from"] = before["init_from"].removeprefix("./")  # as start.new_model notes a folder down
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
-    free = (free | {"seed"}) - {"init_from"}
+    if misfit(run, ENDED_RUN) is not None or not (folder / "best.pt").is_file():
+        return False
+    before, files = run["settings"], run["data"]["files"]
+    if (before["epochs"], before["max_steps"]) != (settings.epochs, settings.max_steps):
+        return False
+    before["init_from"] = before["init_from"].removeprefix("./")  # as initial.new_model notes a folder down
+    free = (MAY_CHANGE | {"seed"}) - {"init_from"}
     free |= {"dtype"} if settings.dtype == "auto" else set()
     other = differences(before, vars(settings), free)
     if training_files(load_meta(settings.data_dir)) != files:

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from errors import UserError
+from classifier.errors import UserError
 
 
-def start_trackers(
+def open_trackers(
     settings: SimpleNamespace, run: dict[str, Any], out: Path, step: int
 ) -> list[Callable[[dict[str, Any]], None]]:
     """Return, for each tracker that is asked for, the function that sends it a row of log.csv.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from errors import UserError
+from classifier.errors import UserError
 
 MAX_LINE = 1 << 20  # bytes; a longer line is no TSV, and reading it whole would cost its size in memory
 

@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import Any
 
-from errors import UserError
+from classifier.errors import UserError
 
 # What NLTK's rules do not know, applied before them to tokens with one space between them. SST is in the Treebank's
 # style; CFIMDB was cut up by another tokenizer (hyphens, slashes and asterisks, too) and written as CSV more than once.

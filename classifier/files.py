@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from errors import UserError
+from classifier.errors import UserError
 
 try:
     import fcntl

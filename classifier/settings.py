@@ -3,7 +3,7 @@
     python finetune.py config/finetune_sst.py --batch_size=32
 
 Every lower-case name that a script gives a literal value at its top level is a setting, and the comment on that line is
-its help. A config file holds only `name = literal` lines: it is parsed, never executed.
+its help. SETTINGS below has their rules. A config file holds only `name = literal` lines: it is parsed, never executed.
 """
 
 import ast
@@ -17,20 +17,97 @@ import textwrap
 import tokenize
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-from errors import UserError
+from classifier import errors
+from classifier.errors import UserError
 
 Rule = tuple[Callable[[Any], bool], str]  # what must hold of a value, and the same in words
 
 
-def load_settings(script: str, argv: list[str], rules: dict[str, Rule]) -> SimpleNamespace:
+class Setting(NamedTuple):
+    """What is said of a setting beside its default and its meaning, which stand in finetune.py."""
+
+    rule: Rule | None = None
+    may_change: bool = False  # on resume; anything else would make it another run
+    is_local: bool = False  # of one machine: may differ between the processes of a run
+
+
+POSITIVE = (lambda value: value > 0, "above 0")
+NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+NAME = (lambda value: value != "" and value.isprintable(), "a name")
+WORDS = (lambda value: all(type(word) is str and word for word in value), "a list of words")
+
+
+def _one_of(*names: str) -> Rule:
+    return (lambda value: value in names), "one of " + ", ".join(names)
+
+
+def _are_seeds(value: list[Any]) -> bool:
+    return all(type(seed) is int and 0 <= seed < 2**53 for seed in value) and len(set(value)) == len(value)
+
+
+SETTINGS = {
+    "data_dir": Setting(NAME, may_change=True, is_local=True),
+    "out_dir": Setting(NAME, may_change=True, is_local=True),
+    "overwrite": Setting(may_change=True),
+    "init_from": Setting(NAME, may_change=True, is_local=True),
+    "block_size": Setting(POSITIVE),
+    "prompt": Setting(),
+    "label_words": Setting(WORDS),
+    "trainable_blocks": Setting((lambda value: value >= -1, "-1 or more")),
+    "dropout": Setting(FRACTION),
+    "n_layer": Setting(POSITIVE),
+    "n_head": Setting(POSITIVE),
+    "n_embd": Setting(POSITIVE),
+    "epochs": Setting(POSITIVE, may_change=True),  # but where the learning rate's schedule hangs on them
+    "max_steps": Setting(NOT_NEGATIVE, may_change=True),
+    "batch_size": Setting(POSITIVE),
+    "gradient_accumulation_steps": Setting(POSITIVE),
+    "learning_rate": Setting(POSITIVE),
+    "lr_schedule": Setting(_one_of("constant", "cosine")),
+    "warmup_steps": Setting(NOT_NEGATIVE),
+    "min_lr": Setting(NOT_NEGATIVE),
+    "beta1": Setting(FRACTION),
+    "beta2": Setting(FRACTION),
+    "weight_decay": Setting(NOT_NEGATIVE),
+    "grad_clip": Setting(NOT_NEGATIVE),
+    "save_interval": Setting(NOT_NEGATIVE, may_change=True),
+    "reference_accuracy": Setting(FRACTION, may_change=True),
+    "tensorboard_log": Setting(may_change=True),
+    "wandb_log": Setting(may_change=True),
+    "wandb_project": Setting(NAME, may_change=True),
+    "wandb_run_name": Setting(may_change=True),
+    "seed": Setting(NOT_NEGATIVE),
+    "seeds": Setting((_are_seeds, "a list of different whole numbers, 0 or more"), may_change=True),
+    "deterministic": Setting(),
+    "device": Setting(_one_of("auto", "cuda", "mps", "cpu"), may_change=True, is_local=True),
+    "dtype": Setting(_one_of("auto", "float32", "bfloat16", "float16")),
+    "compile": Setting(),
+    "activation_checkpointing": Setting(may_change=True),
+}
+MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
+
+
+def load_settings(script: str) -> SimpleNamespace:
+    """Return a script's settings with the command line's config files and --key=value arguments.
+
+    What is wrong with them ends the process with one line. The script then imports PyTorch, which takes seconds:
+    until its errors.run(), Ctrl-C ends it without a traceback.
+    """
+    settings = errors.run(lambda: read_settings(script, sys.argv[1:]))
+    errors.quiet_interrupt()
+    return settings
+
+
+def read_settings(script: str, argv: list[str], table: dict[str, Setting] = SETTINGS) -> SimpleNamespace:
     """Return the script's settings after config files and --key=value arguments, in the order given.
 
     Args:
         script: path of the script whose top level holds the defaults.
         argv: the arguments after the script's name; `--help` prints every setting and exits.
-        rules: for some settings, a condition on the value and its description ("above 0").
+        table: the rules that values must keep.
 
     Raises:
         UserError: an unreadable config file, an unknown name, a wrong type or a value against its rule.
@@ -43,8 +120,8 @@ def load_settings(script: str, argv: list[str], rules: dict[str, Rule]) -> Simpl
         sys.exit(0)
     settings = dict(defaults)
     for argument in argv:
-        for name, value, where in _read_argument(argument, defaults):
-            settings[name] = _checked(name, value, where, defaults, rules)
+        for name, value, origin in _read_argument(argument, defaults):
+            settings[name] = _checked(name, value, origin, defaults, table)
     return SimpleNamespace(**settings)
 
 
@@ -55,7 +132,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> 
 
 
 def _read_argument(argument: str, defaults: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    """Return (name, value, where) for each setting that one command line argument makes."""
+    """Return (name, value, origin) for each setting that one command line argument makes."""
     if not argument.startswith("-"):
         return _read_config_file(argument)
     name, equals, text = argument.removeprefix("--").partition("=")
@@ -95,7 +172,7 @@ def _assignments(source: str, path: str, only_settings: bool) -> list[tuple[str,
         raise UserError(f"{path}: not Python syntax: {error}") from None
     found = []
     for node in body:
-        where = f"{path}:{node.lineno}"
+        origin = f"{path}:{node.lineno}"
         try:
             if not isinstance(node, ast.Assign) or len(node.targets) != 1:
                 raise ValueError
@@ -105,38 +182,38 @@ def _assignments(source: str, path: str, only_settings: bool) -> list[tuple[str,
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             if only_settings or is_docstring:
                 continue
-            raise UserError(f"{where}: a config file holds only `name = literal` lines") from None
+            raise UserError(f"{origin}: a config file holds only `name = literal` lines") from None
         if not only_settings or name.islower():
-            found.append((name, value, where))
+            found.append((name, value, origin))
     return found
 
 
-def _checked(name: str, value: Any, where: str, defaults: dict[str, Any], rules: dict[str, Rule]) -> Any:
+def _checked(name: str, value: Any, origin: str, defaults: dict[str, Any], table: dict[str, Setting]) -> Any:
     """Return value in its setting's type, or raise a UserError that says where it was set and what is expected."""
     if name not in defaults:
         nearest = difflib.get_close_matches(name, defaults, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "--help lists them all"
-        raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+        raise UserError(f"{origin}: unknown setting {name!r}; {hint}")
     expected = type(defaults[name])
     if expected is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not expected:
         raise UserError(
-            f"{where}: {name} must be of type {expected.__name__}, not {type(value).__name__} {_short(value)}"
+            f"{origin}: {name} must be of type {expected.__name__}, not {type(value).__name__} {_short(value)}"
         )
     try:
         "".join(part for part in (value if expected is list else [value]) if isinstance(part, str)).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{where}: {name} holds what is no character (bytes that are not UTF-8): {value!r:.60}"
+            f"{origin}: {name} holds what is no character (bytes that are not UTF-8): {value!r:.60}"
         ) from None
-    holds, words = rules.get(name, (lambda _: True, ""))
+    holds, words = (name in table and table[name].rule) or (lambda _: True, "")
     if expected is int and abs(value) >= 2**53:
         holds, words = (lambda _: False), "below 2**53"
     if expected is float and not math.isfinite(value):
         holds, words = (lambda _: False), "a finite number"
     if not holds(value):
-        raise UserError(f"{where}: {name} must be {words}, not {_short(value)}")
+        raise UserError(f"{origin}: {name} must be {words}, not {_short(value)}")
     return value
 
 
@@ -154,8 +231,8 @@ def _help(source: str, script: str, defaults: dict[str, Any]) -> str:
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     columns = max(60, min(shutil.get_terminal_size().columns, 120))
     lines = [ast.get_docstring(ast.parse(source)) or "", "", "settings, with their defaults:"]
-    for name, value, where in _assignments(source, script, only_settings=True):
+    for name, value, origin in _assignments(source, script, only_settings=True):
         setting = f"--{name}={value}"
-        meaning = comments.get(int(where.rpartition(":")[2]), "")
+        meaning = comments.get(int(origin.rpartition(":")[2]), "")
         lines.append(textwrap.fill(f"  {setting:<32} {meaning}".rstrip(), columns, subsequent_indent=" " * 35))
     return os.linesep.join(lines)

@@ -5,6 +5,8 @@ With a single process nothing here does anything.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,22 +15,37 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import UserError
+from classifier.errors import UserError
 
 TORCHRUN_SETS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment
 # how gloo and NCCL word that another process has gone
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
-def start(device: str) -> None:
-    """Join the other processes, if torchrun has started any, and leave printing to the first.
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Be one of several processes, if torchrun has started any, for the length of a block.
 
     Args:
         device: the run's setting; each process takes the GPU of its number on its machine.
 
     Raises:
-        UserError: there is no GPU for this process, or the others cannot be reached.
+        UserError: there is no GPU for this process, the others cannot be reached, or one of them has ended.
     """
+    try:
+        _join(device)
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise UserError("another process of this run has ended; its message says why") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: str) -> None:
+    """Join the other processes, and leave printing to the first."""
     if not TORCHRUN_SETS <= os.environ.keys():
         return
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
@@ -44,12 +61,6 @@ def start(device: str) -> None:
         raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
-
-
-def stop() -> None:
-    """Take leave of the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -80,6 +91,11 @@ def parallel(model: nn.Module) -> nn.Module:
         return model
     device = next(model.parameters()).device
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def reducing(net: nn.Module, is_last: bool) -> AbstractContextManager:
+    """Return the context of a micro-batch's backward pass: the gradients go round once, with the last one."""
+    return nullcontext() if is_last or not isinstance(net, DistributedDataParallel) else net.no_sync()
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout and causal attention that are fast on a CPU, too; on any other device they are torch's own.
+"""Embedding, dropout and causal attention that are fast on a CPU, too; on any other device they are torch's own.
 
 Attention works on a packed batch: its sequences stand one after another in one dimension. `groups` says where they are:
 (B, T) for each run of B sequences of T tokens, padding included. That stands to the right of every real token of its
@@ -6,7 +6,7 @@ sequence, where the causal mask hides it.
 """
 
 import math
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,16 @@ QUERIES_AT_ONCE = 128  # so that much of what the causal mask hides is never com
 Groups = list[tuple[int, int]]
 
 
-def group_by_length(lengths: list[int], most_padding: int) -> Groups:
-    """Cut a batch into groups of neighbours that attend together; sorted by length they are few.
+def embedding(tokens: Tensor, table: Tensor) -> Tensor:
+    """Look tokens up: int64 (N,) in a table (V, C) -> (N, C).
 
-    A run of equal lengths joins the group before it if padding all of the run takes at most most_padding tokens.
+    On a CPU, a dense gradient of the whole table would cost more in every micro-batch than the rows in use: a sparse
+    one is added to the dense one that is there already.
     """
-    groups: Groups = []
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        B, T = groups[-1] if groups else (0, 0)
-        if 0 <= (T - length) * count <= most_padding:
-            groups[-1] = (B + count, T)
-        else:
-            groups.append((count, length))
-    return groups
+    is_sparse = table.device.type == "cpu" and table.requires_grad and torch.is_grad_enabled()
+    if is_sparse and table.grad is None:
+        table.grad = torch.zeros_like(table)
+    return F.embedding(tokens, table, sparse=is_sparse)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -70,11 +66,11 @@ def attention(qkv: Tensor, groups: Groups, n_head: int, p: float) -> Tensor:
     return y.transpose(1, 2).reshape(B * T, -1)
 
 
-def attention_from(last: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: int, p: float) -> Tensor:
+def attention_from(ends: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: int, p: float) -> Tensor:
     """Attention from one token of each sequence, with dropout p on its probabilities.
 
     Args:
-        last: int64 (S,), where that token stands in the batch; what follows it in its sequence is padding.
+        ends: int64 (S,), where that token stands in the batch; what follows it in its sequence is padding.
         q: (S, C), the queries of these tokens.
         kv: (N, 2C), the keys and values of all tokens.
 
@@ -82,12 +78,12 @@ def attention_from(last: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: 
         (S, C), the heads side by side.
     """
     counts, sizes = [B for B, _ in groups], [B * T for B, T in groups]
-    parts = zip(_rows(groups), last.split(counts), q.split(counts), kv.split(sizes), strict=True)
+    parts = zip(_rows(groups), ends.split(counts), q.split(counts), kv.split(sizes), strict=True)
     outputs = []
-    for (rows, B, T), ends, queries, keys_values in parts:
+    for (rows, B, T), lasts, queries, keys_values in parts:
         queries = queries.view(B, n_head, 1, -1)
         keys, values = keys_values.view(B, T, 2, n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        padding = torch.arange(rows.start, rows.stop, device=q.device).view(B, T) > ends[:, None]
+        padding = torch.arange(rows.start, rows.stop, device=q.device).view(B, T) > lasts[:, None]
         scores = (queries @ keys.transpose(2, 3)) * queries.shape[3] ** -0.5  # (B, H, 1, T)
         probabilities = scores.masked_fill(padding[:, None, None], -math.inf).softmax(-1).to(kv.dtype)
         outputs.append((dropout(probabilities, p) @ values).view(B, -1))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dataset import Split
-from errors import printable
-from files import written_whole
-from predict import loss_and_accuracy
-from significance import paired_difference, wilson_interval
-from tokenizer import load_tokenizer
+from classifier.dataset import Split
+from classifier.errors import printable
+from classifier.files import written_whole
+from classifier.predict import loss_and_accuracy
+from classifier.significance import paired_difference, wilson_interval
+from classifier.tokenizer import load_tokenizer
 
 
 def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import UserError
-from files import file_sha256, written_whole
+from classifier.errors import UserError
+from classifier.files import file_sha256, written_whole
 
 TIMEOUT = 30  # seconds without an answer from the server
 

@@ -3,13 +3,15 @@
 import ctypes
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from errors import UserError
+from classifier.errors import UserError, is_out_of_memory
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -123,3 +125,27 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Return the context in which matrix products run in dtype."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compile_blocks(model: nn.Module, warm_up: Callable[[], object]) -> None:
+    """Compile a GPT's blocks, for sequences of any length and number, and print how long it took.
+
+    Args:
+        warm_up: a forward and a backward pass, which make PyTorch compile; the gradient is thrown away.
+
+    Raises:
+        UserError: PyTorch cannot compile on this machine.
+    """
+    started = time.monotonic()
+    torch._dynamo.config.recompile_limit = 32  # first or last block, training or not, single sequences
+    for block in model.h:
+        block.compile(dynamic=True)
+    try:
+        warm_up()
+        model.zero_grad(set_to_none=False)
+    except Exception as error:  # a missing compiler, an unsupported GPU: each with its own type
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"compile=True does not work on this machine ({reason}): leave it out") from None
+    print(f"compile: {time.monotonic() - started:.0f} s")

@@ -1,7 +1,7 @@
 """Prepare data of your own: TSV files -> data/NAME/*.bin, and config/finetune_NAME.py to train on it.
 
-python prepare_tsv.py --train my.tsv --dev my_dev.tsv --name mytask
-python prepare_tsv.py --train my.tsv --name mytask   # a tenth of the sentences become the dev split
+python prepare_own.py --train my.tsv --dev my_dev.tsv --name mytask
+python prepare_own.py --train my.tsv --name mytask   # a tenth of the sentences become the dev split
 
 The files are UTF-8 with tabs between the columns, a header line and CSV's quoting. Labels are words, or the whole
 numbers from 0 on. Run it again after a change of the files: data/NAME is made anew, config/finetune_NAME.py is kept.
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-import errors
-from dataset import load_meta, load_split, prepare
-from errors import UserError
-from files import refuse_irregular, written_whole
-from tsv import Source, as_source, read_texts, read_tsv
+from classifier import errors
+from classifier.dataset import load_meta, load_split
+from classifier.errors import UserError
+from classifier.files import refuse_irregular, written_whole
+from classifier.prepare import prepare
+from classifier.tables import Source, as_source, read_texts, read_tsv
 
 MAX_CLASSES = 1000  # more labels than these are surely another column
 LONGEST = 1024  # GPT-2's

@@ -4,10 +4,10 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      what the model was trained on: start.data_facts
+    data                      what the model was trained on: initial.load_data's facts
     settings                  the run's full configuration
     progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
-    run                       what the result hangs on: run_folder.run_facts
+    run                       what the result hangs on: record.run_facts
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 
@@ -18,34 +18,36 @@ from typing import Any
 
 import torch
 
-from errors import UserError
-from files import written_whole
+from classifier.errors import UserError
+from classifier.files import written_whole
+from classifier.schema import are_names, is_count, misfit
 from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
 FORMAT_VERSION = 2
-CONTENT = {  # the dicts that a checkpoint must have, and the types of what must be in them
-    "config": {},
-    "model": {},
+BEST = {key: lambda value: type(value) in (int, float) for key in ("step", "epoch", "accuracy", "loss")}
+CONTENT = {  # the schema of what must be in a checkpoint
+    "config": dict,
+    "model": dict,
     "settings": {"init_from": str, "prompt": str},
     "data": {
         "task": str,
-        "label_names": list,
+        "label_names": are_names,
         "detokenized": bool,
         "folder": str,
         "leading_space": bool,
-        "examples": dict,
+        "examples": {split: lambda value: is_count(value) and value > 0 for split in ("train", "dev")},
         "files": dict,
     },
     "run": {"settings": dict, "started": str, "seed": int},
     "progress": {
-        "step": int,
+        "step": is_count,
         "epoch": float,
-        "evaluated": int,
-        "seconds": float,
+        "evaluated": is_count,
+        "seconds": lambda value: type(value) is float and 0 <= value < 1e12,
         "token_budget": int,
-        "skipped": int,
-        "best": dict,
+        "skipped": is_count,
+        "best": lambda value: value == {} or misfit(value, BEST) is None,
     },
 }
 
@@ -92,31 +94,14 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}")
-    missing = [part for part in CONTENT if not isinstance(content.get(part), dict)] or [
-        f"{part}.{key}"
-        for part, types in CONTENT.items()
-        for key, kind in types.items()
-        if not isinstance(content[part].get(key), kind)
-    ]
-    if missing:
-        raise UserError(f"{path} is damaged or incomplete: {', '.join(missing)}")
+    if (wrong := misfit(content, CONTENT)) is not None:
+        raise UserError(f"{path} is damaged or incomplete: {wrong}")
     try:
         model = _model(content["config"], content["model"])
-    except (TypeError, ValueError, AttributeError, RuntimeError, UserError):
+    except (TypeError, ValueError, AttributeError, RuntimeError):
         raise UserError(f"{path} is damaged: its weights do not fit its configuration") from None
-    names, best = content["data"]["label_names"], content["progress"]["best"]
-    if len(names) != model.config.num_classes or not all(
-        isinstance(name, str) and name.isprintable() for name in names
-    ):
+    if len(content["data"]["label_names"]) != model.config.num_classes:
         raise UserError(f"{path} is damaged: its class names do not fit its configuration")
-    progress = content["progress"]
-    if min(progress[key] for key in ("step", "evaluated", "skipped")) < 0 or not 0 <= progress["seconds"] < 1e12:
-        raise UserError(f"{path} is damaged: progress")
-    examples = content["data"]["examples"]
-    if set(examples) != {"train", "dev"} or not all(type(n) is int and 0 < n < 2**53 for n in examples.values()):
-        raise UserError(f"{path} is damaged: data.examples")
-    if best and not all(type(best.get(key)) in (int, float) for key in ("step", "epoch", "accuracy", "loss")):
-        raise UserError(f"{path} is damaged or incomplete: progress.best")
     return model, content
 
 

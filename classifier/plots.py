@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from dataset import Split
-from errors import UserError
-from files import written_whole
-from significance import wilson_interval
+from classifier.dataset import Split
+from classifier.errors import UserError
+from classifier.files import written_whole
+from classifier.significance import wilson_interval
 
 # Okabe and Ito 2008, "Color Universal Design": told apart with any kind of colour vision
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"

@@ -12,14 +12,13 @@ from conftest import REPO, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prepare_tsv
-from configurator import load_settings
-from dataset import load_meta, load_split
-from errors import UserError
-from finetune import RULES
-from prepare_tsv import choose_dev, config_text, count_repeats, read_labels, sentence_hash, suggest_block_size
-from tokenizer import load_tokenizer
-from tsv import Source
+import prepare_own
+from classifier.dataset import load_meta, load_split
+from classifier.errors import UserError
+from classifier.settings import read_settings
+from classifier.tables import Source
+from classifier.tokenizer import load_tokenizer
+from prepare_own import choose_dev, config_text, count_repeats, read_labels, sentence_hash, suggest_block_size
 
 ENCODING = load_tokenizer()
 
@@ -28,11 +27,11 @@ ENCODING = load_tokenizer()
 def run(tmp_path, monkeypatch, capsys):
     """The script's main() in a folder of its own; returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tokenizer.load_tokenizer", lambda: ENCODING)
+    monkeypatch.setattr("classifier.tokenizer.load_tokenizer", lambda: ENCODING)
 
     def run(*arguments: str, name: str = "x") -> str:
-        monkeypatch.setattr(sys, "argv", ["prepare_tsv.py", *map(str, arguments), "--name", name])
-        prepare_tsv.main()
+        monkeypatch.setattr(sys, "argv", ["prepare_own.py", *map(str, arguments), "--name", name])
+        prepare_own.main()
         return capsys.readouterr().out
 
     return run
@@ -134,7 +133,7 @@ def test_what_cannot_be_is_refused_and_nothing_written(run, rows, arguments, mes
     assert not Path("data").exists() and not Path("config").exists()
 
 
-@pytest.mark.parametrize("name", ["sst", "cfimdb", "sample", "tsv", "..", "a/b", "a\\b", "/tmp/x", "", "A", "x.y", "ä"])
+@pytest.mark.parametrize("name", ["sst", "cfimdb", "own", "..", "a/b", "a\\b", "/tmp/x", "", "A", "x.y", "ä"])
 def test_a_name_that_is_taken_or_none_is_refused(run, name):
     with pytest.raises(UserError, match="--name"):
         run("--train", "a.tsv", name=name)
@@ -244,7 +243,7 @@ def test_the_suggested_block_size_holds_99_percent_and_no_smaller_one_does(lengt
 def test_the_config_file_loads_and_fits_the_data(tmp_path, count, length, expected):
     path = tmp_path / "config.py"
     path.write_text(config_text("x", 3, np.full(count, length)))
-    loaded = load_settings(str(REPO / "finetune.py"), [str(path)], RULES)
+    loaded = read_settings(str(REPO / "finetune.py"), [str(path)])
     names = ["block_size", "batch_size", "gradient_accumulation_steps", "epochs", "warmup_steps"]
     assert tuple(getattr(loaded, name) for name in names) == expected
     assert (loaded.data_dir, loaded.out_dir) == ("data/x", "out-x")
@@ -287,11 +286,11 @@ def test_a_damaged_folder_names_the_right_script(run):
     write("a.tsv", GOOD)
     run("--train", "a.tsv", "--dev", "a.tsv")
     Path("data/x/dev.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="run `python prepare_tsv.py --name x ...` again"):
+    with pytest.raises(UserError, match="run `python prepare_own.py --name x ...` again"):
         load_split("data/x", "dev")
     meta = json.loads(Path("data/x/meta.json").read_text())
     Path("data/x/meta.json").write_text(json.dumps(meta | {"detokenized": 0}))
-    with pytest.raises(UserError, match="is broken: run `python prepare_tsv.py --name x"):
+    with pytest.raises(UserError, match="is broken: run `python prepare_own.py --name x"):
         load_meta("data/x")
 
 
@@ -310,10 +309,10 @@ def test_reading_keeps_no_sentence(tmp_path):
 
 def test_from_a_file_to_a_trained_model(tmp_path):
     sample = REPO / "data" / "sample" / "train.tsv"
-    printed = succeed("prepare_tsv.py", "--train", sample, "--name", "mine", cwd=tmp_path)
+    printed = succeed("prepare_own.py", "--train", sample, "--name", "mine", cwd=tmp_path)
     assert printed.endswith("next: python finetune.py config/finetune_mine.py\n")
     assert all(len(line) <= 80 for line in printed.splitlines())
     small = ["--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_steps=2"]
     printed = succeed("finetune.py", "config/finetune_mine.py", *small, cwd=tmp_path)
     assert "790 train and 88 dev examples" in printed and (tmp_path / "out-mine" / "best.pt").is_file()
-    assert "required: --name" in refuse("prepare_tsv.py", "--train", sample, cwd=tmp_path)
+    assert "required: --name" in refuse("prepare_own.py", "--train", sample, cwd=tmp_path)

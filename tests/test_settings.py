@@ -3,12 +3,12 @@
 import time
 
 import pytest
-from conftest import REPO, refuse, succeed
+from conftest import REPO, command, refuse, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configurator import load_settings
-from errors import UserError
+from classifier.errors import UserError
+from classifier.settings import SETTINGS, Setting, read_settings
 
 SCRIPT = '''"""A script."""
 import os
@@ -18,7 +18,7 @@ name = "a"  # what it is called
 quiet = False  # say nothing
 LIMIT = 3
 '''
-RULES = {"steps": (lambda value: value > 0, "above 0")}
+RULES = {"steps": Setting((lambda value: value > 0, "above 0"))}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def load(tmp_path):
             path = tmp_path / "config.py"
             path.write_bytes(config.encode("utf-8", "surrogatepass") if isinstance(config, str) else config)
             arguments.insert(0, str(path))
-        return vars(load_settings(str(tmp_path / "script.py"), arguments, RULES))
+        return vars(read_settings(str(tmp_path / "script.py"), arguments, RULES))
 
     return load
 
@@ -103,7 +103,7 @@ def test_any_text_is_loaded_or_refused(tmp_path_factory, text):
     (folder / "config.py").write_bytes(text.encode())
     for argument in (str(folder / "config.py"), "--steps=" + text, text.replace("-h", "") or "x"):
         try:
-            loaded = vars(load_settings(str(folder / "script.py"), [argument], RULES))
+            loaded = vars(read_settings(str(folder / "script.py"), [argument], RULES))
         except UserError:
             continue
         assert {name: type(value) for name, value in loaded.items()} == {
@@ -116,7 +116,7 @@ def test_any_text_is_loaded_or_refused(tmp_path_factory, text):
 
 def test_help_lists_every_setting_and_answers_at_once(tmp_path):
     started = time.monotonic()
-    text = succeed("finetune.py", "--help", cwd=tmp_path)
+    text = succeed("finetune.py", "--help", cwd=tmp_path, run=command)
     assert time.monotonic() - started < 5  # importing PyTorch would not fit into a second; this is only a safe bound
     import finetune
 
@@ -131,13 +131,14 @@ def test_help_lists_every_setting_and_answers_at_once(tmp_path):
         assert line.startswith(f"  --{name}={getattr(finetune, name)}")
         assert len(line.split(maxsplit=1)[1]) > 5, f"{name} has no explanation"
     assert len(names) == text.count("\n  --") > 20
+    assert names == set(SETTINGS)  # the table knows each of them, and nothing else
 
 
 def test_help_and_a_typo_do_not_import_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-    assert "--learning_rate=5e-05" in succeed("finetune.py", "--help", cwd=tmp_path, env=environment)
-    message = refuse("finetune.py", "--learning_rat=1", cwd=tmp_path, env=environment)
+    assert "--learning_rate=5e-05" in succeed("finetune.py", "--help", cwd=tmp_path, run=command, env=environment)
+    message = refuse("finetune.py", "--learning_rat=1", cwd=tmp_path, run=command, env=environment)
     assert "did you mean 'learning_rate'?" in message
 
 
@@ -159,7 +160,7 @@ def test_finetune_refuses_bad_values(tmp_path, argument, message):
 def test_the_configs_that_come_with_the_repository_load(path):
     import finetune
 
-    load_settings(finetune.__file__, [str(path)], finetune.RULES)
+    read_settings(finetune.__file__, [str(path)])
 
 
 def test_text_that_is_no_text_is_refused():
@@ -167,4 +168,4 @@ def test_text_that_is_no_text_is_refused():
 
     for argument in ("--prompt=\udcff hello", '--label_words=["\\ud800", "bad"]'):
         with pytest.raises(UserError, match="holds what is no character"):
-            load_settings(finetune.__file__, [argument], finetune.RULES)
+            read_settings(finetune.__file__, [argument])

@@ -7,11 +7,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errors import UserError, printable
+from classifier.errors import UserError, printable
 from model import GPT, GPTConfig
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
+
+
+def load_gpt2(
+    name_or_path: str,
+    num_classes: int = 2,
+    dropout: float = 0.0,
+    block_size: int | None = None,
+    label_names: list[str] | None = None,
+) -> GPT:
+    """Load GPT-2's weights, in float32, under a new head (or the stored one, where the weights have one).
+
+    Args:
+        name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, from the Hugging Face cache or else its hub; or a local
+            directory with config.json and model.safetensors or pytorch_model.bin, as transformers' GPT-2 models save
+            it.
+        num_classes: classes of the head.
+        dropout: dropout probability, everywhere.
+        block_size: keep only the first so many positions; None keeps all of them.
+        label_names: the classes in the order of their numbers, compared with those of a stored head.
+
+    Raises:
+        UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head has
+            other classes.
+    """
+    config_path, weight_paths = find_weights(name_or_path)
+    config = read_config(config_path, num_classes, dropout, block_size)
+    with torch.device("meta"):  # shapes only: the weights come from the file
+        model = GPT(config)
+    weights = {}
+    for path in weight_paths:
+        weights.update(read_weights(path))
+    model.load_state_dict(fit_weights(weights, model, weight_paths[0].parent), assign=True)
+    if label_names and "score.weight" in weights:
+        check_label_names(config_path, label_names)
+    return model
 
 
 def find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
@@ -74,10 +109,10 @@ def read_config(path: Path, num_classes: int, dropout: float, block_size: int | 
             n_embd=theirs.get("n_embd", 768),
             dropout=dropout,
         )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, AttributeError, RecursionError):
+    except (AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is no model configuration of transformers") from None
+    except ValueError as error:  # GPTConfig's
+        raise UserError(f"{path}: {error}") from None
     allowed = {
         "model_type": ("gpt2",),
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),

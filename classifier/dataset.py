@@ -1,0 +1,171 @@
+"""The .bin format: what a prepared folder holds, read and checked.
+
+A prepared folder holds, for each split (train, dev, test):
+
+    <split>.bin           uint16   every example's tokens, one after the other, whole and unpadded
+    <split>.offsets.bin   int64    where each example starts in it, and at the end where the last one ends
+    <split>.labels.bin    int16    class numbers (absent where the source has none)
+    <split>.ids.txt       UTF-8    the examples' ids, one a line
+
+and one meta.json: format version, label names, counts, tokenizer, whether the text was detokenized, and the sha256 of
+the sources, of each file above and of meta.json itself without that line.
+Numbers are little-endian.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classifier import tokenizer
+from classifier.errors import UserError
+from classifier.files import file_sha256
+from classifier.schema import are_names, is_count, misfit
+
+FORMAT_VERSION = 2
+TOKENIZER = {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
+META = {  # the schema of meta.json; split_schema has that of its splits
+    "task": str,
+    "label_names": lambda value: are_names(value) and len(value) >= 2,
+    "tokenizer": lambda value: value == TOKENIZER,
+    "detokenized": bool,
+    "splits": dict,
+    "sha256": str,
+}
+FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared folder; the arrays are memory-mapped. A prompt, if there is one, ends every sequence."""
+
+    name: str
+    folder: Path
+    tokens: np.ndarray  # (tokens,) uint16
+    offsets: np.ndarray  # (examples + 1,) int64
+    labels: np.ndarray | None  # (examples,) int16
+    prompt: tuple[int, ...] = ()  # tokens
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self, block_size: int) -> np.ndarray:
+        """Return each example's number of tokens, prompt included, at most block_size: (examples,) int64."""
+        return np.minimum(self.whole_lengths(), block_size)
+
+    def whole_lengths(self) -> np.ndarray:
+        """Return each example's number of tokens, prompt included, before anything is cut: (examples,) int64."""
+        return np.diff(self.offsets) + len(self.prompt)
+
+    def sequence(self, index: int, block_size: int) -> np.ndarray:
+        """Return an example's tokens and the prompt's after them: (T,) uint16, T at most block_size.
+
+        A longer sequence keeps its last tokens, so that of the prompt nothing is lost.
+        """
+        end, room = self.offsets[index + 1], block_size - len(self.prompt)
+        tokens = self.tokens[max(self.offsets[index], end - room) : end]
+        return np.append(tokens, np.array(self.prompt, dtype=tokens.dtype)) if self.prompt else tokens
+
+    def ids(self) -> list[str]:
+        """Return the examples' ids."""
+        path = self.folder / f"{self.name}.ids.txt"
+        ids = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
+        if len(ids) != len(self):
+            raise UserError(f"{path} does not fit meta.json: prepare the folder again")
+        return ids
+
+
+def load_meta(folder: str | Path) -> dict[str, Any]:
+    """Return a prepared folder's meta.json, its shape checked.
+
+    Raises:
+        UserError: the folder was not prepared, or its meta.json is broken or of another format version.
+    """
+    folder = Path(folder)
+    path = folder / "meta.json"
+    again = f"run `python {_prepare_script(folder)}`"
+    if not path.is_file():
+        raise UserError(f"{folder} was not prepared (no meta.json there): {again} first")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {meta['format_version']!r}, not {FORMAT_VERSION}: {again} again"
+            )
+        is_whole = misfit(meta, META) is None and meta["sha256"] == meta_sha256(meta)
+        is_whole = is_whole and all(misfit(part, split_schema(name)) is None for name, part in meta["splits"].items())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path} is broken: {again} again")
+    return meta
+
+
+def training_files(meta: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what tells one set of training data from another: split -> file name -> sha256, of train and dev."""
+    return {split: meta["splits"][split]["files"] for split in ("train", "dev") if split in meta["splits"]}
+
+
+def _prepare_script(folder: Path) -> str:
+    """Return the script that a folder comes from: data/sst from prepare_sst.py, other names from prepare_own.py."""
+    own = Path(__file__).resolve().parents[1] / f"prepare_{folder.name}.py"
+    return own.name if own.is_file() else f"prepare_own.py --name {folder.name} ..."
+
+
+def split_schema(name: str) -> dict[str, Any]:
+    """Return what meta.json must say of a split; only train and dev must have labels."""
+    files = [f"{name}.bin", f"{name}.offsets.bin", f"{name}.ids.txt"]
+    with_labels = [*files[:2], f"{name}.labels.bin", files[2]]
+    may_lack_labels = name not in ("train", "dev")
+    return {
+        "examples": lambda value: is_count(value) and value > 0,
+        "tokens": lambda value: is_count(value) and value > 0,
+        "leading_space": bool,
+        "label_counts": lambda value: isinstance(value, list) or (value is None and may_lack_labels),
+        "files": lambda value: list(value) == with_labels or (list(value) == files and may_lack_labels),
+    }
+
+
+def load_split(folder: str | Path, split: str) -> Split:
+    """Memory-map one split of a prepared folder after checking each of its files against meta.json.
+
+    Raises:
+        UserError: the folder has no such split, or a file is missing or not the one that meta.json describes.
+    """
+    folder = Path(folder)
+    meta = load_meta(folder)
+    if split not in meta["splits"]:
+        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits']) or 'an empty meta.json'}")
+    part = meta["splits"][split]
+    for name, sha256 in part["files"].items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
+            state = "does not fit meta.json" if (folder / name).is_file() else "is missing"
+            raise UserError(f"{folder / name} {state}: run `python {_prepare_script(folder)}` again")
+    sizes = {"": part["tokens"], ".offsets": part["examples"] + 1, ".labels": part["examples"]}
+    arrays = {}
+    for field, dtype in FIELDS.items():
+        path = folder / f"{split}{field}.bin"
+        if path.name in part["files"]:
+            if path.stat().st_size != sizes[field] * np.dtype(dtype).itemsize:
+                raise UserError(f"{path} does not fit meta.json: run `python {_prepare_script(folder)}` again")
+            arrays[field] = np.memmap(path, dtype=dtype, mode="r")
+    tokens, offsets, labels = arrays[""], arrays[".offsets"], arrays.get(".labels")
+    fits = (
+        offsets[0] == 0
+        and offsets[-1] == len(tokens)
+        and np.diff(offsets).min() > 0
+        and tokens.max() < tokenizer.VOCAB_SIZE
+        and (labels is None or (labels.min() >= 0 and labels.max() < len(meta["label_names"])))
+    )
+    if not fits:
+        raise UserError(f"{folder}: the {split} split does not fit its meta.json: prepare it again")
+    return Split(split, folder, tokens, offsets, labels)
+
+
+def meta_sha256(meta: dict[str, Any]) -> str:
+    """Return the checksum of meta.json's content, that of the checksum itself left out."""
+    content = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

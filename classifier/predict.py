@@ -1,0 +1,78 @@
+"""A model's answers for a whole split, in few micro-batches of little padding, and how good they are."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classifier import distributed
+from classifier.batches import Features, Texts
+from classifier.device import autocast
+from classifier.errors import UserError
+from model import GPT, Batch
+
+TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results
+
+
+@torch.no_grad()
+def predict(
+    net: nn.Module,
+    examples: Texts | Features,
+    dtype: torch.dtype,
+    on_examples: Callable[[int], Any] = lambda count: None,
+    compute: Callable[[Batch], Tensor] | None = None,
+) -> Tensor:
+    """Return a network's outputs for a whole split, in its order: float32 (examples, K) on the CPU.
+
+    Of several processes each computes its share, and all of them return the whole.
+
+    Args:
+        net: a GPT for Texts, its head for Features; put into evaluation mode.
+        dtype: of matrix products.
+        on_examples: called with the number of examples of each micro-batch that is done.
+        compute: what to call instead of net itself: its method features.
+
+    Raises:
+        UserError: some outputs are not finite.
+    """
+    net.eval()
+    compute = compute or net
+    indices, is_shared = np.arange(len(examples)), len(examples) >= distributed.size()
+    if is_shared:
+        indices = distributed.share(indices, examples.lengths)
+    micro_batches = examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max())))
+    parts = []
+    with autocast(examples.device, dtype):  # around all micro-batches, so that weights are cast once
+        for chosen in micro_batches:
+            parts.append(compute(examples.batch(chosen)))
+            on_examples(len(chosen))
+    outputs = torch.cat(parts).cpu()  # the only wait for the device
+    whole = outputs.new_zeros(len(examples), outputs.shape[1])
+    whole.index_copy_(0, torch.from_numpy(np.concatenate(micro_batches)), outputs)
+    if is_shared:
+        whole = distributed.total(whole)
+    if not whole.isfinite().all():
+        raise UserError("the model's outputs are not finite numbers: its weights are beyond use")
+    return whole
+
+
+def cached_features(model: GPT, texts: Texts, dtype: torch.dtype) -> Features:
+    """Return what the head would read of a split's texts, in evaluation mode."""
+    return Features(predict(model, texts, dtype, compute=model.features), texts.labels, texts.device)
+
+
+def average(logits: list[Tensor]) -> Tensor:
+    """Return the logarithm of the mean of several models' probabilities (of one model, its logits): (examples, K)."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]:
+    """Return the mean cross-entropy in nats and the share of right predictions."""
+    targets = torch.from_numpy(labels.astype(np.int64))
+    return F.cross_entropy(logits, targets).item(), (logits.argmax(-1) == targets).double().mean().item()

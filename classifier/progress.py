@@ -1,0 +1,107 @@
+"""Where a run stands."""
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from tqdm import tqdm
+
+from classifier.errors import UserError
+
+STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best")  # and the epoch, for people to read
+
+
+@dataclass
+class Progress:
+    """The only mutable truth of where a run stands; the rest is derived from it."""
+
+    examples: int  # of an epoch
+    step_size: int  # examples of a step; an epoch's last may have fewer
+    epochs: int
+    max_steps: int  # 0: no limit but the epochs
+    token_budget: int  # of a micro-batch; halved when memory runs out
+    step: int = 0  # steps that have been taken
+    evaluated: int = 0  # step of the last evaluation at the end of an epoch
+    seconds: float = 0.0  # of training, earlier parts of a resumed run included
+    skipped: int = 0  # steps whose gradient was not finite in float16
+    best: dict[str, Any] = field(default_factory=dict)  # step, epoch, loss, accuracy of the evaluation in best.pt
+
+    @classmethod
+    def planned(cls, settings: SimpleNamespace, examples: int) -> "Progress":
+        """Return the progress of a run that has yet to take its first step."""
+        step_size = settings.batch_size * settings.gradient_accumulation_steps
+        token_budget = settings.batch_size * settings.block_size
+        return cls(examples, step_size, settings.epochs, settings.max_steps, token_budget)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.examples / self.step_size)
+
+    @property
+    def all_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        return min(self.all_steps, self.max_steps or self.all_steps)
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def is_at_an_epochs_end(self) -> bool:
+        return self.step % self.steps_per_epoch == 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.last_step
+
+    @property
+    def epoch_awaits_evaluation(self) -> bool:
+        return self.is_at_an_epochs_end and self.step > self.evaluated
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        return self.epoch_awaits_evaluation or self.is_done
+
+    def examples_before(self, step: int) -> int:
+        """Return how many examples all steps before this one take together; steps are counted from 0."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.examples + steps * self.step_size
+
+    def is_better_than_best(self, loss: float, accuracy: float) -> bool:
+        """Return whether an evaluation now is the best: only ends of epochs compete, by accuracy and then by loss.
+
+        An end inside an epoch counts only where there is nothing else, until an epoch's end takes its place.
+        """
+        if not self.best or self.best["step"] % self.steps_per_epoch:
+            return True
+        return self.is_at_an_epochs_end and (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])
+
+    def halve_token_budget(self, longest: int) -> None:
+        """Go on with smaller micro-batches after memory ran out, and say so.
+
+        Raises:
+            UserError: a micro-batch of the longest sequence alone (longest: its tokens) did not fit.
+        """
+        if self.token_budget <= longest:
+            raise UserError(
+                "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
+                "a smaller block_size, --trainable_blocks=0 or a smaller model"
+            )
+        before, self.token_budget = self.token_budget, max(self.token_budget // 2, longest)
+        words = f"{self.token_budget:,} tokens, not {before:,}"
+        tqdm.write(f"out of memory: the step is taken again in micro-batches of {words}")
+
+    def stored(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
+        return {"epoch": self.epoch} | {name: getattr(self, name) for name in STORED}
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Go on from what a checkpoint holds; micro-batches stay as small as they had to be."""
+        token_budget = min(self.token_budget, stored["token_budget"])
+        for name in STORED:
+            setattr(self, name, stored[name])
+        self.token_budget = token_budget

@@ -1,0 +1,201 @@
+"""One run: its folder, where it stands, and everything that it writes, prints and obeys while finetune.py trains."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from classifier import checkpoint, distributed
+from classifier.display import Display
+from classifier.errors import UserError
+from classifier.files import hold
+from classifier.initial import load_resumable
+from classifier.progress import Progress
+from classifier.record import Record, now, refuse_another_run, run_facts
+from classifier.settings import SETTINGS
+from classifier.signals import Stopped, ignore_signals, note_signals
+from model import GPT
+
+SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
+
+
+class Run:
+    """A run, which finetune.py tells what happened. Of several processes only the first prints and heeds signals."""
+
+    def __init__(self, settings: SimpleNamespace, data: dict[str, Any]) -> None:
+        self.settings, self.data, self.out = settings, data, Path(settings.out_dir)
+        self.progress = Progress.planned(settings, data["examples"]["train"])
+        self.is_first = distributed.rank() == 0
+        self.lock = self.record = self.display = None
+        self.model = self.saved = None  # of a resumed run the model and the whole checkpoint
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: SimpleNamespace, data: dict[str, Any]) -> Iterator["Run"]:
+        """Give a new run, or the one that --init_from=resume goes on with; at the end of the block say how it ended.
+
+        A signal, or the end of another process, stops it: last.pt is saved.
+
+        Args:
+            data: the facts that initial.load_data returns.
+
+        Raises:
+            UserError: out_dir holds another run or is in use, there is nothing to resume, or not all could be written.
+        """
+        run = cls(settings, data)
+        if settings.init_from == "resume":
+            if run.is_first and run.out.is_dir():
+                run.lock = hold(run.out)  # until the process ends
+            run.model, run.saved = load_resumable(settings, run.out / "last.pt", data)
+        elif run.is_first:
+            refuse_another_run(run.out, settings.overwrite)
+        try:
+            yield run
+        except Stopped as signal:
+            run._stop()
+            sys.exit(128 + signal.args[0])
+        except RuntimeError as error:
+            if run.display and distributed.is_lost_peer(error):
+                run._stop()
+            raise
+        run._finish()
+
+    def began(
+        self, model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, device_reason: str
+    ) -> None:
+        """Take possession of out_dir and begin the record, or take up everything where the resumed run left it."""
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        settings, progress = self.settings, self.progress
+        if self.saved:
+            facts = self._take_up(self.saved)
+        else:
+            if self.is_first:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.lock = hold(self.out)
+                refuse_another_run(self.out, settings.overwrite)  # one that has begun in the meantime
+            facts = run_facts(vars(settings), self.data, model, device_reason)
+        facts["settings"] |= {"epochs": settings.epochs, "max_steps": settings.max_steps}  # may differ on resume
+        facts["processes"] = distributed.size()
+        facts.pop("ended", None)
+        common = {name: value for name, value in vars(settings).items() if not SETTINGS[name].is_local}
+        distributed.refuse_differences(common | {"data": self.data["files"], "step of last.pt": progress.step})
+        if progress.is_done and not progress.epoch_awaits_evaluation:
+            raise UserError(
+                f"{self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: "
+                f"raise epochs or max_steps to go on"
+            )
+        self.record = Record(settings, facts, progress.step, progress.evaluated)
+
+    def ready(self) -> None:
+        """Start the clock, show the progress and heed signals: the training begins."""
+        self.display = Display(self.progress, is_hidden=not self.is_first)
+        self.began_at = self.saved_at = self.last_at = time.monotonic()
+        self.first_seconds = self.progress.seconds
+        self.signal_received = note_signals() if self.is_first else ignore_signals()
+
+    def _take_up(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Put a checkpoint's state into optimizer, scaler and progress; return the facts of its run."""
+        checkpoint.load_optimizer_state(self.optimizer, saved["optimizer"], self.out / "last.pt")
+        self.scaler.load_state_dict(saved["scaler"])
+        self.progress.restore(saved["progress"])
+        if self.progress.best and not (self.out / "best.pt").is_file():
+            print(f"note: {self.out / 'best.pt'} is gone; the best of what follows will take its place")
+            self.progress.best = {}
+        return saved["run"]
+
+    def computed(self, examples: int) -> None:
+        """Note that so many examples more are done in this process; stop if a signal has asked for it."""
+        self.display.add(examples * distributed.size())
+        self.stop_if_asked()
+
+    def stop_if_asked(self, *_: Any) -> None:
+        """Raise Stopped if a signal has come: called where nothing is half done that could not be dropped."""
+        if number := self.signal_received():
+            raise Stopped(number)
+
+    def ran_out_of_memory(self, longest: int) -> None:
+        """Have the same step taken again in smaller micro-batches; longest: the tokens of the longest sequence."""
+        if distributed.size() > 1:  # all would have to agree, in the middle of a step
+            raise UserError("out of memory: halve batch_size and double gradient_accumulation_steps")
+        self.progress.halve_token_budget(longest)
+        self.display.set_back()
+
+    def stepped(self, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """Count a step that was taken, log it, and save last.pt if that is due."""
+        progress = self.progress
+        examples = -progress.examples_before(progress.step)
+        progress.step += 1
+        progress.skipped += not math.isfinite(grad_norm)  # by the scaler, in float16
+        examples += progress.examples_before(progress.step)
+        if progress.step == 1:
+            self.record.begin()
+        speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+        self.display.show_step(loss, learning_rate, speed)
+        interval, time_is_up = self.settings.save_interval, self.last_at - self.saved_at > SECONDS_BETWEEN_SAVES
+        is_due = progress.step % interval == 0 if interval else time_is_up
+        if is_due and not progress.is_at_an_epochs_end:
+            self._save_last()
+        self.stop_if_asked()
+        self.last_at = time.monotonic()
+
+    def evaluated(self, loss: float, accuracy: float) -> None:
+        """Log an evaluation on the dev set; save last.pt, and best.pt if it is the best so far; draw the curves."""
+        progress = self.progress
+        self._add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
+        is_best = progress.is_better_than_best(loss, accuracy)
+        self.display.show_evaluation(loss, accuracy, is_best)
+        if progress.is_at_an_epochs_end:
+            progress.evaluated = progress.step
+        if is_best:
+            progress.best = {"step": progress.step, "epoch": progress.epoch, "loss": loss, "accuracy": accuracy}
+            self.record.facts["best"] = progress.best
+            self._save("best.pt")
+        self._save_last()
+        self.record.draw_curves()
+        self.last_at = time.monotonic()
+
+    def _add_row(self, split: str, examples: int, **figures: float) -> float:
+        """Log what has just been done, with its speed in examples a second, which is returned."""
+        before, self.last_at = self.last_at, time.monotonic()
+        self.progress.seconds = self.first_seconds + self.last_at - self.began_at
+        speed = examples / (self.last_at - before)
+        row = {"step": self.progress.step, "epoch": self.progress.epoch, "split": split, **figures}
+        self.record.add_row(**row, examples_per_second=speed, seconds=self.progress.seconds)
+        return speed
+
+    def _save(self, name: str, **parts: dict[str, Any]) -> None:
+        self.progress.seconds = self.first_seconds + time.monotonic() - self.began_at
+        parts |= {"data": self.data, "settings": vars(self.settings), "progress": self.progress.stored()}
+        self.record.write_checkpoint(name, self.model, **parts)
+
+    def _save_last(self) -> None:
+        self._save("last.pt", optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict())
+        self.saved_at = time.monotonic()
+
+    def _stop(self) -> None:
+        """Save what there is, without the step at hand, and say how to go on."""
+        self.display.close()
+        if self.progress.step > 0:
+            self._save_last()
+        is_saved = self.progress.step > 0 and "last.pt" not in self.record.failed
+        if self.is_first:
+            how = f": --init_from=resume goes on from {self.out / 'last.pt'}" if is_saved else ""
+            print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
+
+    def _finish(self) -> None:
+        """Write run.json to the end and print the results."""
+        self.display.close()
+        self.record.facts["ended"] = now()
+        self.record.write_facts()
+        if self.lock:
+            self.lock.close()
+        self.display.show_results(self.out)
+        if failed := self.record.failed:
+            raise UserError("the run is done, but not all of it could be written: " + "; ".join(failed.values()))
+        print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")

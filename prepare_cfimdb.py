@@ -5,11 +5,8 @@ python prepare_cfimdb.py --source DIR   # takes them from DIR
 python prepare_cfimdb.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
 """
 
-from pathlib import Path
-
 from classifier import errors
-from classifier.download import find_files
-from classifier.prepare import prepare
+from classifier.prepare import prepare_course_task
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
@@ -19,17 +16,6 @@ FILES = {  # split: (file name, sha256)
 }
 LABEL_NAMES = ["negative", "positive"]
 BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the table uses it
-FOLDER = Path("data/cfimdb")
-
-
-def main() -> None:
-    parser = errors.argument_parser(__doc__)
-    parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
-    parser.add_argument("--detokenize", action="store_true", help="undo the Treebank's tokenization: It's, not It 's")
-    options = parser.parse_args()
-    files = find_files(FILES, options.source, FOLDER, URL)
-    prepare("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
-
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(lambda: prepare_course_task(__doc__, "cfimdb", URL, FILES, LABEL_NAMES, BLOCK_SIZE))

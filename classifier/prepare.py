@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from classifier import tokenizer
+from classifier import errors, tokenizer
 from classifier.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
 from classifier.detokenize import detokenize
+from classifier.download import find_files
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold, refuse_irregular
 from classifier.tables import Row, Source, as_source, read_tsv
@@ -75,15 +76,39 @@ def prepare(
             _print_row(split, meta["splits"][split], share)
         meta["sha256"] = meta_sha256(meta)
         (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in staging.iterdir():
-            refuse_irregular(folder / path.name)
-        # meta.json goes last: until then, the checksums of the old one refuse the new files
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
-            os.replace(path, folder / path.name)
+        _move_into_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         lock.close()
     print(f"wrote {folder}{os.sep}")
+
+
+def prepare_course_task(
+    description: str, task: str, url: str, files: dict[str, tuple[str, str]], label_names: list[str], block_size: int
+) -> None:
+    """Prepare one of the course's tasks in data/<task>, as the command line says: the body of a prepare script.
+
+    Args:
+        description: the script's docstring.
+        url: the https address in front of each file name.
+        files: split -> (file name, sha256).
+        block_size: as in the task's config; only the table uses it.
+    """
+    parser = errors.argument_parser(description)
+    parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
+    parser.add_argument("--detokenize", action="store_true", help="undo the Treebank's tokenization: It's, not It 's")
+    options, folder = parser.parse_args(), Path("data") / task
+    found = find_files(files, options.source, folder, url)
+    prepare(task, found, label_names, block_size, folder, options.detokenize)
+
+
+def _move_into_place(staging: Path, folder: Path) -> None:
+    """Move all files from one folder into another, where they take the place of files of their names."""
+    for path in staging.iterdir():
+        refuse_irregular(folder / path.name)
+    # meta.json goes last: until then, the checksums of the old one refuse the new files
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
+        os.replace(path, folder / path.name)
 
 
 def _is_detokenized(folder: Path) -> bool | None:

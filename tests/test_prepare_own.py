@@ -16,9 +16,10 @@ import prepare_own
 from classifier.dataset import load_meta, load_split
 from classifier.errors import UserError
 from classifier.settings import read_settings
+from classifier.survey import choose_dev, count_repeats, read_labels, sentence_hash
 from classifier.tables import Source
 from classifier.tokenizer import load_tokenizer
-from prepare_own import choose_dev, config_text, count_repeats, read_labels, sentence_hash, suggest_block_size
+from prepare_own import config_text, suggest_block_size
 
 ENCODING = load_tokenizer()
 

@@ -184,6 +184,7 @@ def main() -> None:
 
 
 def train() -> None:
+    """Train and evaluate until the last step is taken."""
     device, device_reason = choose_device(settings.device)
     dtype, dtype_reason = choose_dtype(settings.dtype, device)
     settings.dtype = str(dtype).removeprefix("torch.")
@@ -211,7 +212,7 @@ def train() -> None:
         elif settings.compile:
             some = np.arange(min(len(train), 64))
             compile_blocks(model, lambda: accumulate_gradient(net, scaler, train, some, progress.token_budget, dtype))
-        net = distributed.parallel(net)
+        replica = distributed.parallel(net)
 
         run.ready()
         while True:
@@ -227,7 +228,7 @@ def train() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             try:
-                loss = accumulate_gradient(net, scaler, train, indices, progress.token_budget, dtype, run.computed)
+                loss = accumulate_gradient(replica, scaler, train, indices, progress.token_budget, dtype, run.computed)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

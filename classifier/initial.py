@@ -93,7 +93,7 @@ def describe(settings: SimpleNamespace, model: GPT, train: Split, dev: Split) ->
     longer = (train.whole_lengths() > model.config.block_size).sum()
     if longer:
         print(f"note: {longer:,} of the train examples exceed block_size: they keep their last tokens only")
-    if distributed.size() > 1 and settings.trainable_blocks != 0:
+    if distributed.size() > 1:
         print(f"processes: {distributed.size()}, each with its share of every step")
 
 

@@ -35,7 +35,7 @@ def paired_difference(first_right: np.ndarray, second_right: np.ndarray) -> Pair
 
     Args:
         first_right: (examples,) bool, whether the first model is right.
-        second_right: (examples,) bool, the same of the second.
+        second_right: (examples,) bool, whether the second model is right.
     """
     from scipy.stats import binomtest, bootstrap
 

@@ -62,7 +62,7 @@ class Record:
         """Add a row to log.csv, and give it to the trackers."""
         self._write("log.csv", lambda path: append_to_log(path, **row))
         for track in self.trackers:
-            self._write("trackers", lambda _, track=track: track(row))
+            self._write("trackers", lambda _, track=track: track(row), "cannot track the run")
 
     def write_checkpoint(self, name: str, model: nn.Module, **parts: dict[str, Any]) -> None:
         """Write best.pt or last.pt; the facts go in, too."""
@@ -74,28 +74,29 @@ class Record:
 
     def draw_curves(self) -> None:
         """Draw curves.png from log.csv."""
-        self._write("curves.png", self._draw)
+        self._write("curves.png", self._draw, f"cannot draw {self.out / 'curves.png'}")
 
     def _draw(self, path: Path) -> None:
-        try:
-            from classifier.plots import draw_curves  # here, since importing matplotlib takes a second
+        from classifier.plots import draw_curves  # here, since importing matplotlib takes a second
 
-            draw_curves(path, self.out / "log.csv", self.reference_accuracy)
-            gc.collect()  # figures are cycles of megabytes, which else pile up
-        except Exception as error:  # whatever it is: a picture must not end a training
-            raise UserError(f"cannot draw {path}: {error}") from None
+        draw_curves(path, self.out / "log.csv", self.reference_accuracy)
+        gc.collect()  # figures are cycles of megabytes, which else pile up
 
-    def _write(self, name: str, action: Callable[[Path], None]) -> None:
+    def _write(self, name: str, action: Callable[[Path], None], failure: str = "") -> None:
+        """Call action(path). A failure of any kind is forgiven where words for it are given: it is no checkpoint."""
         if distributed.rank() > 0:
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             action(self.out / name)
             self.failed.pop(name, None)
-        except (UserError, OSError) as error:
+        except Exception as error:
+            if not failure and not isinstance(error, UserError | OSError):
+                raise
+            message = f"{failure}: {error}" if failure else str(error)
             if name not in self.failed:
-                tqdm.write(f"warning: {error}; training goes on", file=sys.stderr)
-            self.failed[name] = str(error)
+                tqdm.write(f"warning: {message}; training goes on", file=sys.stderr)
+            self.failed[name] = message
 
 
 def begin_log(path: Path, step: int, evaluated: int) -> None:

@@ -29,12 +29,7 @@ def open_trackers(
 
         writer = SummaryWriter(str(out / "tensorboard" / name), purge_step=step + 1 if step else None)
 
-        def to_tensorboard(row: dict[str, Any]) -> None:
-            for key, value in _figures(row).items():
-                writer.add_scalar(key, value, row["step"])
-            writer.flush()
-
-        trackers.append(to_tensorboard)
+        trackers.append(lambda row: _to_tensorboard(writer, row))
     if settings.wandb_log:
         _require("wandb", "wandb_log")
         try:
@@ -53,19 +48,13 @@ def open_trackers(
                 f"wandb_log: Weights & Biases cannot start ({error}): `wandb login`, or WANDB_MODE=offline"
             ) from None
         trackers.append(lambda row: wandb.log(_figures(row), step=row["step"]))
-    return [_never_fatal(track) for track in trackers]
+    return trackers
 
 
-def _never_fatal(track: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """Return track with its errors as UserErrors, which the training reports and survives."""
-
-    def tracked(row: dict[str, Any]) -> None:
-        try:
-            track(row)
-        except Exception as error:
-            raise UserError(f"cannot track the run: {error}") from None
-
-    return tracked
+def _to_tensorboard(writer: Any, row: dict[str, Any]) -> None:
+    for key, value in _figures(row).items():
+        writer.add_scalar(key, value, row["step"])
+    writer.flush()
 
 
 def _require(package: str, setting: str) -> None:

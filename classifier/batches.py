@@ -90,7 +90,7 @@ def cut_into_micro_batches(
     Args:
         indices: (n,) the examples of one step.
         lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
-        token_budget: at least the longest length.
+        token_budget: a sequence that is longer makes a micro-batch of its own.
         is_packed: only real tokens count, and each micro-batch is filled (pack() may add some padding). Otherwise
             padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with
             MICRO_BATCH_COST for each micro-batch.
@@ -108,7 +108,8 @@ def cut_into_micro_batches(
 def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     """Return where the micro-batch that starts at each example ends, if it takes as many as the budget allows."""
     totals = np.concatenate([[0], np.cumsum(lengths)])
-    return (np.searchsorted(totals, totals[:-1] + token_budget, side="right") - 1).tolist()
+    ends = np.searchsorted(totals, totals[:-1] + token_budget, side="right") - 1
+    return np.maximum(ends, np.arange(1, len(totals))).tolist()  # one at least, however small the budget
 
 
 def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
@@ -118,7 +119,8 @@ def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     cost = np.zeros(count + 1)  # of the examples from here to the end, in tokens
     ends = [0] * count
     for start in reversed(range(count)):
-        most = min(token_budget // longest[start], count - start)  # examples that this micro-batch could take
+        # examples that this micro-batch could take: one at least, however small the budget
+        most = min(max(token_budget // longest[start], 1), count - start)
         # for each number of examples, its padded size and what then remains
         costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())

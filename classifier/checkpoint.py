@@ -25,7 +25,7 @@ from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
 FORMAT_VERSION = 2
-BEST = {key: lambda value: type(value) in (int, float) for key in ("step", "epoch", "accuracy", "loss")}
+BEST = {"step": is_count, "epoch": float, "accuracy": float, "loss": float}
 CONTENT = {  # the schema of what must be in a checkpoint
     "config": dict,
     "model": dict,
@@ -45,7 +45,7 @@ CONTENT = {  # the schema of what must be in a checkpoint
         "epoch": float,
         "evaluated": is_count,
         "seconds": lambda value: type(value) is float and 0 <= value < 1e12,
-        "token_budget": int,
+        "token_budget": lambda value: is_count(value) and value > 0,
         "skipped": is_count,
         "best": lambda value: value == {} or misfit(value, BEST) is None,
     },
@@ -93,7 +93,8 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         raise UserError(f"{path} is no checkpoint of finetune.py")
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}")
+        shown = version if is_count(version) else "unknown"  # anything may stand there
+        raise UserError(f"{path} has format version {shown}, and this program reads {FORMAT_VERSION}")
     if (wrong := misfit(content, CONTENT)) is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}")
     try:

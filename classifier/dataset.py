@@ -125,7 +125,9 @@ def split_schema(name: str) -> dict[str, Any]:
         "tokens": lambda value: is_count(value) and value > 0,
         "leading_space": bool,
         "label_counts": lambda value: isinstance(value, list) or (value is None and may_lack_labels),
-        "files": lambda value: list(value) == with_labels or (list(value) == files and may_lack_labels),
+        "files": lambda value: (
+            isinstance(value, dict) and (list(value) == with_labels or (list(value) == files and may_lack_labels))
+        ),
     }
 
 

@@ -30,6 +30,14 @@ def test_micro_batches_hold_every_example_once_within_the_budget(lengths, budget
         assert sorted(np.concatenate(cut).tolist()) == sorted(indices.tolist())
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("budget", [1, 4])
+def test_what_exceeds_the_budget_makes_a_micro_batch_of_its_own(budget, is_packed):
+    lengths = np.array([4, 5, 9])
+    cut = cut_into_micro_batches(np.arange(3), lengths, budget, is_packed)
+    assert [batch.tolist() for batch in cut] == [[2], [1], [0]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 30))
 def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):

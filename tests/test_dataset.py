@@ -186,6 +186,11 @@ def test_a_damaged_file_is_refused(prepared_sample, tmp_path, name, damage):
         load_split(folder, "train")
 
 
+def with_its_files_as_a_list(meta):
+    train = meta["splits"]["train"]
+    return json.dumps(meta | {"splits": {"train": train | {"files": list(train["files"])}}})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -203,6 +208,7 @@ def test_a_damaged_file_is_refused(prepared_sample, tmp_path, name, damage):
         lambda meta: json.dumps(meta).replace('"leading_space": false', '"leading_space": [1]'),
         lambda meta: json.dumps(meta).replace('"tokens": 18543', '"tokens": 18542'),
         lambda meta: json.dumps(meta).replace("train.bin", "../train.bin"),
+        with_its_files_as_a_list,
         lambda meta: json.dumps(meta).replace('"examples": 878', '"examples": 10000000000000'),
         lambda meta: json.dumps(meta).replace('"examples": 878', '"examples": "878"'),
     ],

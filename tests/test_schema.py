@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier.checkpoint import CONTENT
+from classifier.checkpoint import BEST, CONTENT
 from classifier.schema import are_names, is_count, misfit
 
 SCHEMA = {"name": str, "counts": {"all": int, "left": is_count}, "is_done": bool, "rest": dict}
@@ -39,6 +39,14 @@ def test_names_can_be_printed_and_counts_are_whole_numbers():
     assert are_names(["a", "b c"]) and are_names([])
     assert not any(map(are_names, ["ab", ("a",), ["a\x1b"], [1], None]))
     assert is_count(0) and not any(map(is_count, [True, 1.0, -1, math.inf, "1", None]))
+
+
+def test_the_best_of_a_run_has_figures_that_can_be_printed():
+    best = {"step": 7, "epoch": 0.5, "accuracy": 0.75, "loss": math.nan}  # within an epoch, and of a run that diverged
+    assert misfit(best, BEST) is None
+    for key in BEST:
+        for value in (None, True, 10**400, "1", -1, [1]):
+            assert misfit(best | {key: value}, BEST) == key
 
 
 @given(ANYTHING, st.sampled_from(sorted(CONTENT)), st.data())

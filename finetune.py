@@ -185,12 +185,12 @@ def main() -> None:
 
 def train() -> None:
     """Train and evaluate until the last step is taken."""
+    data, splits = load_data(settings)
     device, device_reason = choose_device(settings.device)
     dtype, dtype_reason = choose_dtype(settings.dtype, device)
     settings.dtype = str(dtype).removeprefix("torch.")
     tune(device, settings.deterministic)
     print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
-    data, splits = load_data(settings)
 
     with Run.open(settings, data) as run:
         # model, optimizer, and where the run stands

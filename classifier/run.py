@@ -32,8 +32,7 @@ class Run:
         self.settings, self.data, self.out = settings, data, Path(settings.out_dir)
         self.progress = Progress.planned(settings, data["examples"]["train"])
         self.is_first = distributed.rank() == 0
-        self.lock = self.record = self.display = None
-        self.model = self.saved = None  # of a resumed run the model and the whole checkpoint
+        self.lock = self.record = self.display = self.model = self.saved = None  # saved: a resumed run's last.pt
 
     @classmethod
     @contextmanager
@@ -129,10 +128,9 @@ class Run:
     def stepped(self, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Count a step that was taken, log it, and save last.pt if that is due."""
         progress = self.progress
-        examples = -progress.examples_before(progress.step)
+        examples = progress.examples_before(progress.step + 1) - progress.examples_before(progress.step)
         progress.step += 1
         progress.skipped += not math.isfinite(grad_norm)  # by the scaler, in float16
-        examples += progress.examples_before(progress.step)
         if progress.step == 1:
             self.record.begin()
         speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)

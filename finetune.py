@@ -76,12 +76,14 @@ from torch.nn import functional as F
 
 from classifier import distributed
 from classifier.batches import Features, Texts, epoch_order
+from classifier.dataset import Split
 from classifier.device import autocast, choose_device, choose_dtype, compile_blocks, send, tune
 from classifier.errors import UserError, is_out_of_memory
 from classifier.initial import describe, freeze_all_but_last, load_data, new_model
 from classifier.predict import cached_features, loss_and_accuracy, predict
 from classifier.progress import Progress
 from classifier.run import Run
+from model import GPT
 
 
 def learning_rate_at(step: int, all_steps: int, settings: SimpleNamespace) -> float:
@@ -177,6 +179,17 @@ def update(
     return loss, norm
 
 
+def net_and_examples(
+    model: GPT, splits: list[Split], dtype: torch.dtype
+) -> tuple[nn.Module, Texts | Features, Texts | Features]:
+    """Return what is trained, and on what: the model on texts, or the head alone on the model's features."""
+    train_set, dev_set = (Texts(split, model, settings.compile) for split in splits)
+    if settings.trainable_blocks != 0:
+        return model, train_set, dev_set
+    print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
+    return model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
+
+
 def main() -> None:
     """Train, as one of several processes or as the only one."""
     with distributed.joined(settings.device):
@@ -204,21 +217,19 @@ def train() -> None:
         run.began(model, optimizer, scaler, f"{device} ({device_reason})")
         describe(settings, model, *splits)
 
-        # what is trained, and on what: the model on texts, or the head on the model's features
-        net, (train, dev) = model, (Texts(split, model, settings.compile) for split in splits)
-        if settings.trainable_blocks == 0:
-            print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
-            net, (train, dev) = model.head, (cached_features(model, texts, dtype) for texts in (train, dev))
-        elif settings.compile:
-            some = np.arange(min(len(train), 64))
-            compile_blocks(model, lambda: accumulate_gradient(net, scaler, train, some, progress.token_budget, dtype))
+        net, train_set, dev_set = net_and_examples(model, splits, dtype)
+        if settings.compile and net is model:
+            some = np.arange(min(len(train_set), 64))
+            compile_blocks(
+                model, lambda: accumulate_gradient(net, scaler, train_set, some, progress.token_budget, dtype)
+            )
         replica = distributed.parallel(net)
 
         run.ready()
         while True:
             # after every epoch, and at the end: the whole dev set, and checkpoints
             if progress.evaluation_is_due:
-                run.evaluated(*loss_and_accuracy(predict(net, dev, dtype, run.stop_if_asked), dev.labels))
+                run.evaluated(*loss_and_accuracy(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels))
             if progress.is_done:
                 break
 
@@ -228,11 +239,13 @@ def train() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             try:
-                loss = accumulate_gradient(replica, scaler, train, indices, progress.token_budget, dtype, run.computed)
+                loss = accumulate_gradient(
+                    replica, scaler, train_set, indices, progress.token_budget, dtype, run.computed
+                )
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                run.ran_out_of_memory(int(train.lengths.max()))
+                run.ran_out_of_memory(int(train_set.lengths.max()))
                 optimizer.zero_grad(set_to_none=False)
                 continue  # with the same step
             try:

@@ -1,4 +1,4 @@
-"""GPT-2 with a classification head: the transformer in one file, after nanoGPT.
+"""GPT-2 with a classification head: the transformer in one file, after nanoGPT; attention proper in classifier/cpu.py.
 
     logits = GPT(GPTConfig(num_classes=2))(Batch.from_padded(tokens, lengths))
 

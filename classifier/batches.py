@@ -1,7 +1,7 @@
 """From a split's examples to micro-batches of little padding, the same way for training and for prediction.
 
-Texts feeds a GPT, Features feeds its head alone. Both have `labels`, `lengths`, `device` and two methods: cut() says
-which examples go together, batch() makes the network's input of them.
+Texts feeds a GPT, Features feeds its head alone. Both have a length, `labels`, `lengths`, `device` and two methods:
+cut() says which examples go together, batch() makes the network's input of them.
 """
 
 from itertools import groupby
@@ -44,7 +44,8 @@ class Texts:
         """Return some examples, (n,) indices sorted by length, longest first, as the input of a GPT."""
         lengths = self.lengths[indices]
         groups = pack(lengths.tolist(), self.most_padding) if self.is_packed else [(len(indices), int(lengths.max()))]
-        widths = np.repeat(*np.array(groups)[:, ::-1].T)  # (S,) in tokens, padding included
+        B, T = np.array(groups).T
+        widths = np.repeat(T, B)  # (S,) in tokens, padding included; S counts the sequences that only fill up, too
         starts = np.cumsum(widths) - widths
         tokens = np.zeros(widths.sum(), dtype=np.int64)
         for index, start, length in zip(indices, starts.tolist(), lengths.tolist(), strict=False):

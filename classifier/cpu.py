@@ -1,4 +1,6 @@
-"""Embedding, dropout and causal attention that are fast on a CPU, too; on any other device they are torch's own.
+"""Embedding, dropout and causal attention that are fast on a CPU, too.
+
+On any other device, and compiled, they are torch's own, but for attention from one token alone: plain products.
 
 Attention works on a packed batch: its sequences stand one after another in one dimension. `groups` says where they are:
 (B, T) for each run of B sequences of T tokens, padding included. That stands to the right of every real token of its

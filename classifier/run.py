@@ -18,7 +18,7 @@ from classifier.files import hold
 from classifier.initial import load_resumable
 from classifier.progress import Progress
 from classifier.record import Record, now, refuse_another_run, run_facts
-from classifier.settings import SETTINGS
+from classifier.settings import ARE_LOCAL
 from classifier.signals import Stopped, ignore_signals, note_signals
 from model import GPT
 
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
 
 
 class Run:
-    """A run, which finetune.py tells what happened. Of several processes only the first prints and heeds signals."""
+    """A run, which finetune.py tells in this order that it began, is ready, stepped and evaluated, again and again."""
 
     def __init__(self, settings: SimpleNamespace, data: dict[str, Any]) -> None:
         self.settings, self.data, self.out = settings, data, Path(settings.out_dir)
@@ -82,13 +82,12 @@ class Run:
         facts["settings"] |= {"epochs": settings.epochs, "max_steps": settings.max_steps}  # may differ on resume
         facts["processes"] = distributed.size()
         facts.pop("ended", None)
-        common = {name: value for name, value in vars(settings).items() if not SETTINGS[name].is_local}
+        common = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
         distributed.refuse_differences(common | {"data": self.data["files"], "step of last.pt": progress.step})
         if progress.is_done and not progress.epoch_awaits_evaluation:
-            raise UserError(
-                f"{self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: "
-                f"raise epochs or max_steps to go on"
-            )
+            has_ended = settings.lr_schedule == "cosine" and progress.step == progress.all_steps
+            how = "its cosine has ended, so begin a new run" if has_ended else "raise epochs or max_steps to go on"
+            raise UserError(f"{self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
         self.record = Record(settings, facts, progress.step, progress.evaluated)
 
     def ready(self) -> None:

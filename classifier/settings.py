@@ -88,6 +88,7 @@ SETTINGS = {
     "activation_checkpointing": Setting(may_change=True),
 }
 MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
+ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
 
 
 def load_settings(script: str) -> SimpleNamespace:

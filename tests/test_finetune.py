@@ -584,7 +584,13 @@ def test_a_spoilt_log_is_repaired_on_resume(workspace):
 def test_a_run_that_is_done_says_so(workspace):
     succeed(*RUN, "--max_steps=2", cwd=workspace)
     message = refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
-    assert "out/last.pt is at step 2 of 2 already" in message
+    assert "out/last.pt is at step 2 of 2 already: raise epochs or max_steps" in message
+
+
+def test_a_cosine_that_has_ended_is_not_told_to_go_on(workspace):
+    succeed(*RUN, "--lr_schedule=cosine", "--epochs=1", cwd=workspace)
+    message = refuse(*RUN, "--lr_schedule=cosine", "--epochs=1", "--init_from=resume", cwd=workspace)
+    assert "out/last.pt is at step 7 of 7 already: its cosine has ended, so begin a new run" in message
 
 
 def test_exhausted_memory_is_one_line(tmp_path):

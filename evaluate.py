@@ -72,15 +72,16 @@ def main() -> None:
         return
 
     folder = arguments.data_dir or models[0].saved["data"]["folder"]
+    meta = load_meta(folder)  # once: what is checked here is what is read below
     for loaded in models + others:
-        check_same_task(loaded.path, loaded.saved["data"], folder)
-        check_same_data(loaded.path, loaded.saved["data"], folder, is_asked_for=arguments.data_dir is not None)
+        check_same_task(loaded, folder, meta)
+        check_same_data(loaded, folder, meta, is_asked_for=arguments.data_dir is not None)
     for path, _, saved in models:
         print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
     print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
     if arguments.submission:
-        write_course_files(models, folder, arguments.submission, dtype)
-    report(models, others, folder, arguments, dtype)
+        write_course_files(models, folder, meta, arguments.submission, dtype)
+    report(models, others, folder, meta, arguments, dtype)
 
 
 def load(path: str) -> Loaded:
@@ -95,10 +96,15 @@ def load(path: str) -> Loaded:
 
 
 def report(
-    models: list[Loaded], others: list[Loaded], folder: str, arguments: argparse.Namespace, dtype: torch.dtype
+    models: list[Loaded],
+    others: list[Loaded],
+    folder: str,
+    meta: dict[str, Any],
+    arguments: argparse.Namespace,
+    dtype: torch.dtype,
 ) -> None:
     """Print how good the models' common answers on a split are, and write what is asked for."""
-    split = load_split(folder, arguments.split)
+    split = load_split(folder, arguments.split, meta)
     if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
         raise UserError(f"{folder}'s {split.name} split has no labels: --compare, --errors and --plots need them")
     print(f"{len(split):,} examples of {folder}, {split.name} split", flush=True)
@@ -134,9 +140,9 @@ def predict_one(
     return predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
 
 
-def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
+def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
     """Raise a UserError where a prepared folder's classes or text are not what the checkpoint was trained on."""
-    meta = load_meta(folder)
+    ckpt, trained_on = loaded.path, loaded.saved["data"]
     if (meta["task"], meta["label_names"]) != (trained_on["task"], trained_on["label_names"]):
         raise UserError(
             f"{ckpt} was trained on {trained_on['task']!r} ({', '.join(trained_on['label_names'])}), "
@@ -150,10 +156,12 @@ def check_same_task(ckpt: str, trained_on: dict[str, Any], folder: str) -> None:
         )
 
 
-def check_same_data(ckpt: str, trained_on: dict[str, Any], folder: str, is_asked_for: bool) -> None:
+def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], is_asked_for: bool) -> None:
     """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen."""
-    if training_files(load_meta(folder)) != trained_on["files"]:
-        message = f"{folder} is not the data that {ckpt} was trained on: its dev split may hold training sentences"
+    if training_files(meta) != loaded.saved["data"]["files"]:
+        message = (
+            f"{folder} is not the data that {loaded.path} was trained on: its dev split may hold training sentences"
+        )
         if not is_asked_for:
             raise UserError(f"{message}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
         print(f"note: {message}")
@@ -163,9 +171,9 @@ def check_same_data(ckpt: str, trained_on: dict[str, Any], folder: str, is_asked
 # the course's files
 
 
-def write_course_files(models: list[Loaded], folder: str, out: Path, dtype: torch.dtype) -> None:
+def write_course_files(models: list[Loaded], folder: str, meta: dict[str, Any], out: Path, dtype: torch.dtype) -> None:
     """Write the CS224N prediction files of both splits, which must be there."""
-    splits = [load_split(folder, name) for name in SUBMISSION_SPLITS]
+    splits = [load_split(folder, name, meta) for name in SUBMISSION_SPLITS]
     out.mkdir(parents=True, exist_ok=True)
     for path, split in zip(submission_paths(out, models[0].saved["data"]["task"]), splits, strict=True):
         write_submission(path, split, predict_all(models, split, dtype))
@@ -220,7 +228,8 @@ def text_split(lines: list[str], loaded: Loaded) -> Split:
     space = " " if loaded.saved["data"]["leading_space"] else ""
     texts = [line if line.startswith(" ") else space + line for line in lines]
     sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
-    return Split("text", Path(), np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), None)
+    offsets = np.cumsum([0, *map(len, sequences)])
+    return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
 
 
 # -----------------------------------------------------------------------------

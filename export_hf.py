@@ -27,10 +27,11 @@ from torch import Tensor
 from classifier import checkpoint
 from classifier.errors import UserError, printable
 from classifier.files import folder_written_whole
-from classifier.pretrained import HUB_NAMES, to_transformers
+from classifier.pretrained import to_transformers
 from classifier.settings import MAY_CHANGE
 from classifier.significance import wilson_interval
 from classifier.tokenizer import END_OF_TEXT, check_vocabulary, encode_prompt, load_tokenizer, vocabulary_folder
+from classifier.weights import HUB_NAMES
 from model import GPT, GPTConfig
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

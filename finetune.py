@@ -62,7 +62,7 @@ activation_checkpointing = False  # compute activations twice and keep few of th
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
     settings = load_settings(__file__)
     if settings.seeds:
-        errors.run(lambda: run_seeds(__file__, settings))
+        errors.run(lambda: run_seeds(__file__, settings), must_print=False)
         sys.exit()
 
 import math
@@ -215,6 +215,8 @@ def train() -> None:
         optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         run.began(model, optimizer, scaler, f"{device} ({device_reason})")
+        if run.is_complete:
+            return
         describe(settings, model, *splits)
 
         net, train_set, dev_set = net_and_examples(model, splits, dtype)
@@ -257,4 +259,5 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, after_interrupt=": where last.pt was written, --init_from=resume goes on from it")
+    after_interrupt = ": where last.pt was written, --init_from=resume goes on from it"
+    errors.run(main, after_interrupt, must_print=False)

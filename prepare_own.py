@@ -32,7 +32,7 @@ def main() -> None:
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
     files = {"train": options.train, "dev": options.dev, "test": options.test}
     columns = {"sentence": options.text_column, "label": options.label_column, "id": options.id_column}
-    sources = {split: as_source(Source(Path(file), **columns)) for split, file in files.items() if file}
+    sources = {split: as_source(Source(Path(file), **columns)) for split, file in files.items() if file is not None}
     refuse_irregular(config)
     if not options.overwrite:
         refuse_to_replace(folder, options.name, sources["train"].path)

@@ -6,8 +6,8 @@ A checkpoint is a dict of
     model                     name -> float32 tensor
     data                      what the model was trained on: initial.load_data's facts
     settings                  the run's full configuration
-    progress                  step, epoch, evaluated, seconds, token_budget, skipped, best
-    run                       what the result hangs on: record.run_facts
+    progress                  epoch, and progress.STORED
+    run                       what the result hangs on: facts.run_facts
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 
 from classifier.errors import UserError
-from classifier.files import written_whole
-from classifier.schema import are_names, is_count, misfit
+from classifier.files import file_sha256, written_whole
+from classifier.schema import EVALUATION, are_names, is_count, is_finite, is_plain, is_positive, misfit
 from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
 FORMAT_VERSION = 2
-BEST = {"step": is_count, "epoch": float, "accuracy": float, "loss": float}
 CONTENT = {  # the schema of what must be in a checkpoint
     "config": dict,
     "model": dict,
@@ -36,20 +35,29 @@ CONTENT = {  # the schema of what must be in a checkpoint
         "detokenized": bool,
         "folder": str,
         "leading_space": bool,
-        "examples": {split: lambda value: is_count(value) and value > 0 for split in ("train", "dev")},
+        "examples": {"train": is_positive, "dev": is_positive},
         "files": dict,
     },
     "run": {"settings": dict, "started": str, "seed": int},
     "progress": {
         "step": is_count,
-        "epoch": float,
+        "epoch": is_finite,
         "evaluated": is_count,
         "seconds": lambda value: type(value) is float and 0 <= value < 1e12,
-        "token_budget": lambda value: is_count(value) and value > 0,
+        "token_budget": is_positive,
         "skipped": is_count,
-        "best": lambda value: value == {} or misfit(value, BEST) is None,
+        "best": lambda value: value == {} or misfit(value, EVALUATION) is None,
+        "unsaved": lambda value: value == {} or misfit(value, EVALUATION) is None,
     },
 }
+SCALER = {  # of the scaler's state, in float16; else it is empty
+    "scale": is_finite,
+    "growth_factor": is_finite,
+    "backoff_factor": is_finite,
+    "growth_interval": is_positive,
+    "_growth_tracker": is_count,
+}
+PLAIN = dict.fromkeys(("settings", "data", "run", "progress"), is_plain)  # what run.json or a model card repeats
 
 
 def save(path: Path, model: GPT, **parts: dict[str, Any]) -> None:
@@ -95,7 +103,9 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     if type(version) is not int or version != FORMAT_VERSION:
         shown = version if is_count(version) else "unknown"  # anything may stand there
         raise UserError(f"{path} has format version {shown}, and this program reads {FORMAT_VERSION}")
-    if (wrong := misfit(content, CONTENT)) is not None:
+    if isinstance(content.get("progress"), dict):
+        content["progress"].setdefault("unsaved", {})  # it came later than format version 2
+    if (wrong := misfit(content, CONTENT) or misfit(content, PLAIN)) is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}")
     try:
         model = _model(content["config"], content["model"])
@@ -104,6 +114,11 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     if len(content["data"]["label_names"]) != model.config.num_classes:
         raise UserError(f"{path} is damaged: its class names do not fit its configuration")
     return model, content
+
+
+def copied(model: GPT) -> GPT:
+    """Return a copy of a model, on the CPU."""
+    return _model(asdict(model.config), {name: tensor.cpu() for name, tensor in model.state_dict().items()})
 
 
 def _model(config: dict[str, Any], weights: dict[str, Any]) -> GPT:
@@ -139,3 +154,22 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Any, path: Pat
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise UserError(f"{path} is damaged: its optimizer state does not fit its weights") from None
+
+
+def evaluation_in(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluation of the weights in a run's best.pt, with the file's sha256; {} where the file is gone.
+
+    Args:
+        run: the facts of the run that the file must come from.
+
+    Raises:
+        UserError: it is damaged, or not the best.pt of this run.
+    """
+    if not path.exists():
+        return {}
+    _, saved = load(path)
+    best, step, theirs = saved["progress"]["best"], saved["progress"]["step"], saved["run"]
+    its_run = [(facts["started"], facts.get("initial_weights_sha256")) for facts in (theirs, run)]
+    if its_run[0] != its_run[1] or not best or best["step"] != step:
+        raise UserError(f"{path} is no best.pt of the run of {path.with_name('last.pt')}: move one of them elsewhere")
+    return best | {"sha256": file_sha256(path)}

@@ -14,6 +14,8 @@ Numbers are little-endian.
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import numpy as np
 
 from classifier import tokenizer
 from classifier.errors import UserError
-from classifier.files import file_sha256
+from classifier.files import sha256
 from classifier.schema import are_names, is_count, misfit
 
 FORMAT_VERSION = 2
@@ -35,7 +37,8 @@ META = {  # the schema of meta.json; split_schema has that of its splits
     "splits": dict,
     "sha256": str,
 }
-FIELDS = {"": "<u2", ".offsets": "<i8", ".labels": "<i2"}
+FIELDS = {".bin": "<u2", ".offsets.bin": "<i8", ".labels.bin": "<i2", ".ids.txt": "u1"}
+PREPARED = ".prepared"  # in a prepared folder: new content, whole, which has yet to take the old one's place
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Split:
     """One split of a prepared folder; the arrays are memory-mapped. A prompt, if there is one, ends every sequence."""
 
     name: str
-    folder: Path
     tokens: np.ndarray  # (tokens,) uint16
     offsets: np.ndarray  # (examples + 1,) int64
     labels: np.ndarray | None  # (examples,) int16
+    id_lines: np.ndarray  # (bytes,) uint8
     prompt: tuple[int, ...] = ()  # tokens
 
     def __len__(self) -> int:
@@ -71,11 +74,7 @@ class Split:
 
     def ids(self) -> list[str]:
         """Return the examples' ids."""
-        path = self.folder / f"{self.name}.ids.txt"
-        ids = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
-        if len(ids) != len(self):
-            raise UserError(f"{path} does not fit meta.json: prepare the folder again")
-        return ids
+        return self.id_lines.tobytes().decode("utf-8", "replace").split("\n")[:-1]
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
@@ -85,6 +84,8 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
         UserError: the folder was not prepared, or its meta.json is broken or of another format version.
     """
     folder = Path(folder)
+    with suppress(OSError):  # where that cannot be, the checksums refuse what does not fit together
+        finish_moving(folder)
     path = folder / "meta.json"
     again = f"run `python {_prepare_script(folder)}`"
     if not path.is_file():
@@ -131,40 +132,57 @@ def split_schema(name: str) -> dict[str, Any]:
     }
 
 
-def load_split(folder: str | Path, split: str) -> Split:
+def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = None) -> Split:
     """Memory-map one split of a prepared folder after checking each of its files against meta.json.
+
+    Args:
+        meta: what load_meta has returned, where several splits must be of the same preparation; else it is read.
 
     Raises:
         UserError: the folder has no such split, or a file is missing or not the one that meta.json describes.
     """
-    folder = Path(folder)
-    meta = load_meta(folder)
+    folder, meta = Path(folder), meta or load_meta(folder)
     if split not in meta["splits"]:
         raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits']) or 'an empty meta.json'}")
     part = meta["splits"][split]
-    for name, sha256 in part["files"].items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
-            state = "does not fit meta.json" if (folder / name).is_file() else "is missing"
-            raise UserError(f"{folder / name} {state}: run `python {_prepare_script(folder)}` again")
-    sizes = {"": part["tokens"], ".offsets": part["examples"] + 1, ".labels": part["examples"]}
+    again = f"run `python {_prepare_script(folder)}` again"
     arrays = {}
     for field, dtype in FIELDS.items():
-        path = folder / f"{split}{field}.bin"
+        path = folder / f"{split}{field}"
         if path.name in part["files"]:
-            if path.stat().st_size != sizes[field] * np.dtype(dtype).itemsize:
-                raise UserError(f"{path} does not fit meta.json: run `python {_prepare_script(folder)}` again")
-            arrays[field] = np.memmap(path, dtype=dtype, mode="r")
-    tokens, offsets, labels = arrays[""], arrays[".offsets"], arrays.get(".labels")
+            if not path.is_file():
+                raise UserError(f"{path} is missing: {again}")
+            with open(path, "rb") as f:  # what is checked is what is mapped, whatever takes the file's place
+                if sha256(f) != part["files"][path.name] or not f.tell() or f.tell() % np.dtype(dtype).itemsize:
+                    raise UserError(f"{path} does not fit meta.json: {again}")
+                arrays[field] = np.memmap(f, dtype=dtype, mode="r")
+    tokens, offsets, labels, id_lines = (arrays.get(field) for field in FIELDS)
     fits = (
-        offsets[0] == 0
+        len(tokens) == part["tokens"]
+        and len(offsets) == part["examples"] + 1
+        and offsets[0] == 0
         and offsets[-1] == len(tokens)
         and np.diff(offsets).min() > 0
         and tokens.max() < tokenizer.VOCAB_SIZE
+        and np.count_nonzero(id_lines == ord("\n")) == part["examples"]
+        and (labels is None or len(labels) == part["examples"])
         and (labels is None or (labels.min() >= 0 and labels.max() < len(meta["label_names"])))
     )
     if not fits:
-        raise UserError(f"{folder}: the {split} split does not fit its meta.json: prepare it again")
-    return Split(split, folder, tokens, offsets, labels)
+        raise UserError(f"{folder}: the {split} split does not fit its meta.json: {again}")
+    return Split(split, tokens, offsets, labels, id_lines)
+
+
+def finish_moving(folder: Path) -> None:
+    """Move what a prepare has written whole to its place: its own last step, or if it was killed, any reader's."""
+    staged = folder / PREPARED
+    if staged.is_dir():
+        # meta.json goes last: until then, the checksums of the old one refuse the new files
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == "meta.json"):
+            with suppress(FileNotFoundError):  # another process has moved it
+                os.replace(path, folder / path.name)
+        with suppress(FileNotFoundError):
+            staged.rmdir()
 
 
 def meta_sha256(meta: dict[str, Any]) -> str:

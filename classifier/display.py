@@ -1,8 +1,10 @@
 """What a person sees of a training while it runs: a progress bar, or lines where there is no terminal."""
 
+import math
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +20,7 @@ class Display:
     def __init__(self, progress: Progress, is_hidden: bool) -> None:
         self.progress, self.first_step, self.began_at, self.line_due = progress, progress.step, time.monotonic(), 0.0
         done, total = (progress.examples_before(step) for step in (progress.step, progress.last_step))
+        self.lately: deque[bool] = deque(maxlen=20)  # whether each of the last steps was skipped
         is_disabled = is_hidden or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, unit="ex", disable=is_disabled, dynamic_ncols=True)
 
@@ -29,9 +32,14 @@ class Display:
         """Show only what is counted in progress: the steps that have been taken."""
         self.bar.n = self.progress.examples_before(self.progress.step)
 
-    def show_step(self, loss: float, learning_rate: float, examples_per_second: float) -> None:
+    def show_step(self, loss: float, grad_norm: float, learning_rate: float, examples_per_second: float) -> None:
         """Show a step that was taken."""
         progress = self.progress
+        self.lately.append(not math.isfinite(grad_norm))
+        if len(self.lately) == self.lately.maxlen and sum(self.lately) > len(self.lately) / 2:
+            what = f"{sum(self.lately)} of the last {len(self.lately)} steps were skipped"
+            tqdm.write(f"warning: {what}: the gradient is not finite in float16; try dtype=float32", file=sys.stderr)
+            self.lately.clear()
         self.set_back()
         self.bar.set_description(f"epoch {min(int(progress.epoch) + 1, progress.epochs)}/{progress.epochs}", False)
         self.bar.set_postfix(loss=f"{loss:.3f}")
@@ -47,17 +55,18 @@ class Display:
         mark = ", the best so far" if is_best else ""
         tqdm.write(f"epoch {self.progress.epoch:.4g}: dev accuracy {accuracy:.3f}, dev loss {loss:.4f}{mark}")
 
-    def show_results(self, out: Path) -> None:
-        """Print what came out of the run in a folder."""
-        best, skipped = self.progress.best, self.progress.skipped
-        print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
-        if skipped:
-            print(f"skipped: {skipped} steps whose gradient was not finite in float16")
-        print(f"wall time {_duration(self.progress.seconds)}; the results are in {out}{os.sep}")
-
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
+
+
+def show_results(progress: Progress, out: Path) -> None:
+    """Print what came out of a run in a folder."""
+    if best := progress.best:
+        print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
+    if progress.skipped:
+        print(f"skipped: {progress.skipped} of {progress.step} steps, whose gradient was not finite in float16")
+    print(f"wall time {_duration(progress.seconds)}; the results are in {out}{os.sep}")
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 Result = TypeVar("Result")
 # how torch words it, on a CPU and on a GPU
@@ -16,26 +16,56 @@ class UserError(Exception):
     """Something that input, files, settings or the machine caused. The message says what, where and what to do."""
 
 
-def run(main: Callable[[], Result], after_interrupt: str = "") -> Result:
+class Lasting:
+    """A text stream that never fails: what cannot be printed, on a full disk or to a reader that has left, is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.failure = stream, ""
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            silence(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def run(main: Callable[[], Result], after_interrupt: str = "", must_print: bool = True) -> Result:
     """Return main(), the body of a script, and turn what the person can mend into one line on stderr.
 
     Args:
         main: takes no arguments.
         after_interrupt: what to say on Ctrl-C beyond "interrupted".
+        must_print: end as soon as something cannot be printed; else only the exit status says so, at the end.
 
     Exit status: 1 for a UserError, an OSError (disk full, no permission) or exhausted memory; 130 for Ctrl-C.
     """
     prepare_streams()
+    output = Lasting(sys.stdout)
+    if not must_print:
+        sys.stdout = output
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see quiet_interrupt
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = main()
         sys.stdout.flush()
+        if output.failure:
+            raise UserError(f"all is done, but not all of it could be printed: {output.failure}")
         return result
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # the reader of our output left, as `head` does: nothing more to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         sys.exit(1)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -67,6 +97,13 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if not isinstance(sys.stderr, Lasting):
+        sys.stderr = Lasting(sys.stderr)  # where an error cannot be told, the exit status still is right
+
+
+def silence(stream: TextIO) -> None:
+    """Let everything that goes to a stream, what it still keeps included, go nowhere from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fail(message: str) -> NoReturn:

@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, their checksums, and folders that one process at a time writes into."""
 
+import ctypes
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,15 +15,19 @@ from classifier.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: there two processes are not kept apart
+except ImportError:  # Windows: there two processes are not kept apart, and a killed one's leftovers stay
     fcntl = None
 
-LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp|\.prepare-.+")  # of written_whole and of dataset.prepare
+NEW, OLD = ".tmp", ".old"  # ends of names beside a target: what is to take its place; what steps aside for it
+BESIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}(\.tmp|\.old)")  # of the target in the first group
+RENAME_EXCHANGE, AT_FDCWD = 2, -100  # of Linux: linux/fs.h and fcntl.h
 
 
 @contextmanager
 def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Give a file to write; at the end of the block it takes path's place, after an error nothing has changed.
+
+    What is in place is on the disk, too: it outlives a power cut.
 
     Args:
         path: where the content goes, a regular file or nothing as yet; a link is followed.
@@ -32,25 +38,23 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """
     target = Path(os.path.realpath(path))
     refuse_irregular(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    state = "what was there before is untouched"
     try:
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
-        try:
+        with _temporary(target, is_folder=False) as temporary:
             text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-            with open(handle, mode, **text) as f:
+            with open(temporary, mode, **text) as f:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _to_disk(target.parent)
+            state = "it is new, but may not outlive a power cut"
+            to_disk(target.parent)
     except (OSError, RuntimeError) as error:
         # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise UserError(f"cannot write {path}: {cause.strerror or cause}; what was there before is untouched") from None
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}; {state}") from None
 
 
 @contextmanager
@@ -65,31 +69,104 @@ def folder_written_whole(folder: Path, replace: bool) -> Iterator[Path]:
         UserError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.realpath(folder))
-    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    state = "what was there before is untouched"
     try:
-        temporary.mkdir()
-        try:
+        _put_back(target)  # what a killed process has left
+        with _temporary(target, is_folder=True) as temporary:
             yield temporary
             for path in (*temporary.iterdir(), temporary):
-                _to_disk(path)
+                to_disk(path)
             if target.exists() and not replace:
                 target.rmdir()  # fails where something has come into it in the meantime
-            elif target.exists():
-                target.rename(old)
-            temporary.rename(target)
-        finally:
-            if old.exists() and not target.exists():
-                old.rename(target)  # what was to take its place did not get there
-            shutil.rmtree(temporary, ignore_errors=True)
-        _to_disk(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            if not target.exists():
+                temporary.rename(target)
+            elif not _exchanged(temporary, target):
+                target.rename(temporary.with_suffix(OLD))
+                try:
+                    temporary.rename(target)
+                finally:
+                    _put_back(target)
+            state = "it is new, but may not outlive a power cut"
+            to_disk(target.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; what was there before is untouched"
-        ) from None
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; {state}") from None
 
 
-def _to_disk(path: Path) -> None:
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places at one blow; return whether this system and file system can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _put_back(target: Path) -> None:
+    """Give a folder that stepped aside for a new one its place back; remove it if the new one is there."""
+    for old in _of_a_writer(target.parent, OLD, target.name):
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _temporary(target: Path, is_folder: bool) -> Iterator[Path]:
+    """Give a new file or folder beside a target; what is still there at the end is removed.
+
+    It is locked while it is in use, so that what is not locked is a killed writer's: that goes first.
+    """
+    _sweep(target.parent, target.name)
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{NEW}")
+        path.mkdir() if is_folder else path.touch(exist_ok=False)
+        lock = _locked(path, wait=True)  # for who sweeps it away at this moment
+        if path.exists():
+            break
+    try:
+        yield path
+    finally:
+        _remove(path)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(path: Path, wait: bool) -> int | None:
+    """Open and lock a file or folder; return None where that cannot be, or another process has it."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
+
+
+def _of_a_writer(folder: Path, end: str, name: str | None = None) -> list[Path]:
+    """Return what writers of the file or folder of this name, or of any, have in a folder."""
+    found = ((path, BESIDE.fullmatch(path.name)) for path in folder.iterdir())
+    return [path for path, match in found if match and match[2] == end and name in (None, match[1])]
+
+
+def _sweep(folder: Path, name: str | None = None) -> None:
+    """Remove from a folder what killed writers have left: those of the file or folder of this name, or all."""
+    with suppress(OSError):  # no reason to stop
+        for path in _of_a_writer(folder, NEW, name):
+            if (lock := _locked(path, wait=False)) is not None:
+                _remove(path)
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there and that can be."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def to_disk(path: Path) -> None:
     """Make a file's content, or the names in a folder, survive a power cut."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
@@ -106,25 +183,31 @@ def hold(folder: Path) -> IO:
         UserError: a living process holds the folder.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what a link points to must not be written into
-    lock = open(os.open(folder / ".lock", flags, 0o666), "r+", encoding="utf-8")
+    lock = open(os.open(folder / ".lock", flags, 0o666), "r+b", buffering=0)
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = lock.read(20).strip()
+        holder = lock.read(20).decode("utf-8", "replace").strip()
         lock.close()
         raise UserError(
             f"{folder} is in use by another process ({holder}): wait for it, or use another folder"
         ) from None
     except OSError:  # a file system without locks
         pass
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):  # its number is for people to read: a full disk is no reason to stop here
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+    _sweep(folder)
     return lock
+
+
+def is_held(folder: Path, lock: IO) -> bool:
+    """Return whether a folder is still the one that hold has locked: it was neither removed nor replaced."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
+    except OSError:
+        return False
 
 
 def refuse_irregular(path: Path) -> None:
@@ -135,8 +218,13 @@ def refuse_irregular(path: Path) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
+        return sha256(f)
+
+
+def sha256(file: IO[bytes]) -> str:
+    """Return the sha256 of what an open file holds from where it stands, in hexadecimal; it then stands at its end."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

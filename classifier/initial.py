@@ -10,9 +10,11 @@ import torch
 from classifier import checkpoint, distributed
 from classifier.dataset import Split, load_meta, load_split, training_files
 from classifier.errors import UserError
-from classifier.pretrained import HUB_NAMES, load_gpt2
+from classifier.pretrained import load_gpt2
+from classifier.schema import misfit
 from classifier.settings import MAY_CHANGE, differences
 from classifier.tokenizer import check_vocabulary, encode_label_words, encode_prompt
+from classifier.weights import HUB_NAMES
 from model import GPT, GPTConfig
 
 
@@ -24,7 +26,7 @@ def load_data(settings: SimpleNamespace) -> tuple[dict[str, Any], list[Split]]:
     """
     meta = load_meta(settings.data_dir)
     prompt = encode_prompt(settings.prompt, settings.block_size)
-    splits = [replace(load_split(settings.data_dir, name), prompt=prompt) for name in ("train", "dev")]
+    splits = [replace(load_split(settings.data_dir, name, meta), prompt=prompt) for name in ("train", "dev")]
     facts = {
         "task": meta["task"],
         "label_names": meta["label_names"],
@@ -106,6 +108,9 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
     model, saved = checkpoint.load(path)
     if "optimizer" not in saved or "scaler" not in saved:
         raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
+    scaler = checkpoint.SCALER if settings.dtype == "float16" else {}
+    if (wrong := misfit(saved["scaler"], scaler, "scaler")) is not None:
+        raise UserError(f"{path} is damaged or incomplete: {wrong}")
     if saved["data"]["files"] != facts["files"]:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
     free = MAY_CHANGE - {"epochs"} if settings.lr_schedule == "cosine" else MAY_CHANGE  # it ends with the last epoch

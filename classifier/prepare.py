@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from classifier import errors, tokenizer
-from classifier.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
+from classifier.dataset import FORMAT_VERSION, PREPARED, TOKENIZER, finish_moving, load_meta, meta_sha256
 from classifier.detokenize import detokenize
 from classifier.download import find_files
 from classifier.errors import UserError
-from classifier.files import file_sha256, hold, refuse_irregular
+from classifier.files import file_sha256, folder_written_whole, hold, refuse_irregular
 from classifier.tables import Row, Source, as_source, read_tsv
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
@@ -58,28 +56,29 @@ def prepare(
         "splits": {},
     }
     encoding = tokenizer.load_tokenizer()
-    lock = hold(folder)
-    if _is_detokenized(folder) not in (None, detokenized):
-        form = "as it is" if detokenized else "detokenized"
-        print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
-    staging = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
-    try:
-        print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
-        print("".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES) + f"{f'>{block_size}':>7}  labels")
-        for split, source in sources.items():
-            rows = read_tsv(source, len(label_names), labelled=split in ("train", "dev"))
-            if detokenized:
-                rows = (row._replace(sentence=detokenize(row.sentence)) for row in rows)
-            meta["splits"][split], share = _write_split(
-                rows, source.path, split, len(label_names), encoding, staging, block_size
-            )
-            _print_row(split, meta["splits"][split], share)
-        meta["sha256"] = meta_sha256(meta)
-        (staging / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _move_into_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        lock.close()
+    with hold(folder):
+        finish_moving(folder)
+        if _is_detokenized(folder) not in (None, detokenized):
+            form = "as it is" if detokenized else "detokenized"
+            print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
+        with folder_written_whole(folder / PREPARED, replace=True) as staging:
+            print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
+            heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
+            print(heads + f"{f'>{block_size}':>7}  labels")
+            for split, source in sources.items():
+                rows = read_tsv(source, len(label_names), labelled=split in ("train", "dev"))
+                if detokenized:
+                    rows = (row._replace(sentence=detokenize(row.sentence)) for row in rows)
+                meta["splits"][split], share = _write_split(
+                    rows, source.path, split, len(label_names), encoding, staging, block_size
+                )
+                _print_row(split, meta["splits"][split], share)
+            meta["sha256"] = meta_sha256(meta)
+            text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
+            (staging / "meta.json").write_text(text, encoding="utf-8")
+            for path in staging.iterdir():
+                refuse_irregular(folder / path.name)
+        finish_moving(folder)
     print(f"wrote {folder}{os.sep}")
 
 
@@ -100,15 +99,6 @@ def prepare_course_task(
     options, folder = parser.parse_args(), Path("data") / task
     found = find_files(files, options.source, folder, url)
     prepare(task, found, label_names, block_size, folder, options.detokenize)
-
-
-def _move_into_place(staging: Path, folder: Path) -> None:
-    """Move all files from one folder into another, where they take the place of files of their names."""
-    for path in staging.iterdir():
-        refuse_irregular(folder / path.name)
-    # meta.json goes last: until then, the checksums of the old one refuse the new files
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
-        os.replace(path, folder / path.name)
 
 
 def _is_detokenized(folder: Path) -> bool | None:

@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from classifier.errors import UserError, printable
+from classifier.weights import find_weights, read_all_weights
 from model import GPT, GPTConfig
 
-HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
 
 
@@ -36,64 +37,15 @@ def load_gpt2(
         UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head has
             other classes.
     """
-    config_path, weight_paths = find_weights(name_or_path)
-    config = read_config(config_path, num_classes, dropout, block_size)
+    folder, files = find_weights(name_or_path)
+    config = read_config(folder / "config.json", num_classes, dropout, block_size)
     with torch.device("meta"):  # shapes only: the weights come from the file
         model = GPT(config)
-    weights = {}
-    for path in weight_paths:
-        weights.update(read_weights(path))
-    model.load_state_dict(fit_weights(weights, model, weight_paths[0].parent), assign=True)
+    weights = read_all_weights(folder, files)
+    model.load_state_dict(fit_weights(weights, model, folder), assign=True)
     if label_names and "score.weight" in weights:
-        check_label_names(config_path, label_names)
+        check_label_names(folder / "config.json", label_names)
     return model
-
-
-def find_weights(name_or_path: str) -> tuple[Path, list[Path]]:
-    """Return the paths of config.json and of the weight files."""
-    folder = Path(name_or_path)
-    if name_or_path in HUB_NAMES and not folder.is_dir():
-        return tuple(from_hub(name_or_path))
-    if not folder.is_dir():
-        names = ", ".join(HUB_NAMES)
-        raise UserError(f"init_from: {name_or_path!r} is no directory and none of {names}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: it does not hold a model as transformers saves it")
-    for pattern in (
-        "model.safetensors",
-        "model-*-of-*.safetensors",
-        "pytorch_model.bin",
-        "pytorch_model-*-of-*.bin",
-    ):
-        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
-            return folder / "config.json", found
-    raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
-
-
-def from_hub(name: str) -> tuple[Path, list[Path]]:
-    # it comes with transformers; here and not above, for a quick start without it
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # it retries for half a minute; one message is enough
-    repository = HUB_NAMES[name]
-    for offline in (True, False):  # what is in the cache needs no network
-        if not offline:
-            print(f"{repository} is not in the Hugging Face cache: downloading it")
-        try:
-            config, weights = (
-                Path(hf_hub_download(repository, file, local_files_only=offline))
-                for file in ("config.json", "model.safetensors")
-            )
-            return config, [weights]
-        except Exception as error:  # the hub client lets through the errors of whichever http library it uses
-            reason = type(error).__name__
-    raise UserError(
-        f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
-        f"({reason}). "
-        f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
-        f"bring the folder {name} here, or name it with --init_from=DIR"
-    )
 
 
 def read_config(path: Path, num_classes: int, dropout: float, block_size: int | None) -> GPTConfig:
@@ -135,26 +87,6 @@ def read_config(path: Path, num_classes: int, dropout: float, block_size: int | 
     return GPTConfig(**{**vars(config), "block_size": block_size})
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return a file's tensors by name; nothing is unpickled."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from None
-    except MemoryError:
-        raise
-    except Exception:  # torch.load raises whatever the broken bytes lead it into
-        raise UserError(f"{path} is no whole torch file of plain tensors") from None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise UserError(f"{path} does not hold tensors by name")
-    return weights
-
-
 def check_label_names(config_path: Path, label_names: list[str]) -> None:
     """Refuse a stored head that has the task's classes in another order; say so where it has classes of other names."""
     id2label = json.loads(config_path.read_text(encoding="utf-8")).get("id2label")
@@ -180,17 +112,11 @@ def trunk_alone(folder: Path) -> str:
     )
 
 
-def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str, Tensor]:
+def fit_weights(theirs: dict[str, Any], model: GPT, folder: Path) -> dict[str, Tensor]:
     """Return the model's state dict from transformers' tensors: every parameter filled, every tensor used."""
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
-    # what holds no weights of ours: the causal mask that old versions stored, and the output matrix, which is wte again
-    theirs = {
-        name: tensor
-        for name, tensor in theirs.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
-    }
+    theirs = dict(theirs)
     score, num_classes = theirs.get("score.weight"), model.config.num_classes
-    if isinstance(score, Tensor) and score.dim() == 2 and len(score) != num_classes:
+    if is_plain_tensor(score) and score.dim() == 2 and len(score) != num_classes:
         raise UserError(
             f"the head in {folder} is for {len(score)} classes, and {num_classes} are asked for: "
             f"take data with its classes, or {trunk_alone(folder)}"
@@ -203,28 +129,37 @@ def fit_weights(theirs: dict[str, Tensor], model: GPT, folder: Path) -> dict[str
             fitted[name] = torch.zeros(shape) if name == "head.bias" else torch.empty(shape).normal_(std=0.02)
             continue
         their_name = "score.weight" if name == "head.weight" else name
+        expected = shape[::-1] if is_transposed(name, parameter) else shape
         tensor = theirs.pop(their_name, None)
+        if name == "wpe.weight" and is_plain_tensor(tensor) and tensor.dim() == 2:
+            tensor = tensor[: shape[0]]
         if tensor is None:
             problems.append(f"{their_name} is missing")
-            continue
-        expected = shape[::-1] if is_transposed(name, parameter) else shape
-        if name == "wpe.weight" and isinstance(tensor, Tensor):
-            tensor = tensor[: shape[0]]
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            problems.append(f"{their_name} is no tensor of floating-point numbers")
-            continue
-        if tuple(tensor.shape) != expected:
+        elif not is_plain_tensor(tensor):
+            problems.append(f"{their_name} is no plain tensor of floating-point numbers")
+        elif tuple(tensor.shape) != expected:
             problems.append(f"{their_name} has shape {tuple(tensor.shape)}, not {expected}")
-            continue
-        if not tensor.isfinite().all():
-            problems.append(f"{their_name} holds numbers that are not finite")
-        tensor = tensor.t() if is_transposed(name, parameter) else tensor
-        fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    problems += [f"{name} is unknown" for name in theirs]
+        else:
+            tensor = tensor.t() if is_transposed(name, parameter) else tensor
+            fitted[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            if not fitted[name].isfinite().all():
+                problems.append(f"{their_name} holds numbers that are not finite in float32")
+    problems += [f"{printable(name)} is unknown" for name in theirs]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(f"the weights in {folder} do not fit the model: {'; '.join(problems[:8])}{more}")
     return fitted
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor whose numbers are all there, in a format that is used for weights."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    )
 
 
 def to_transformers(model: GPT) -> dict[str, Tensor]:

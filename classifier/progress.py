@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from classifier.errors import UserError
 
-STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best")  # and the epoch, for people to read
+STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best", "unsaved")  # in a checkpoint
 
 
 @dataclass
@@ -25,7 +25,8 @@ class Progress:
     evaluated: int = 0  # step of the last evaluation at the end of an epoch
     seconds: float = 0.0  # of training, earlier parts of a resumed run included
     skipped: int = 0  # steps whose gradient was not finite in float16
-    best: dict[str, Any] = field(default_factory=dict)  # step, epoch, loss, accuracy of the evaluation in best.pt
+    best: dict[str, Any] = field(default_factory=dict)  # the evaluation of best.pt, with the file's sha256
+    unsaved: dict[str, Any] = field(default_factory=dict)  # a better one, whose weights could not be written
 
     @classmethod
     def planned(cls, settings: SimpleNamespace, examples: int) -> "Progress":
@@ -59,26 +60,30 @@ class Progress:
         return self.step >= self.last_step
 
     @property
-    def epoch_awaits_evaluation(self) -> bool:
-        return self.is_at_an_epochs_end and self.step > self.evaluated
-
-    @property
     def evaluation_is_due(self) -> bool:
-        return self.epoch_awaits_evaluation or self.is_done
+        return self.step > self.evaluated if self.is_at_an_epochs_end else self.is_done
 
     def examples_before(self, step: int) -> int:
         """Return how many examples all steps before this one take together; steps are counted from 0."""
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.examples + steps * self.step_size
 
-    def is_better_than_best(self, loss: float, accuracy: float) -> bool:
-        """Return whether an evaluation now is the best: only ends of epochs compete, by accuracy and then by loss.
+    def evaluation(self, loss: float, accuracy: float) -> dict[str, Any]:
+        """Return what is kept of an evaluation of the weights as they are now."""
+        return {"step": self.step, "epoch": self.epoch, "loss": loss, "accuracy": accuracy}
 
-        An end inside an epoch counts only where there is nothing else, until an epoch's end takes its place.
+    def is_better(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
+        """Return whether one evaluation is better than another, or {}: by accuracy, and then by loss.
+
+        Only ends of epochs compete. An end inside an epoch counts only where there is nothing else, until another
+        takes its place.
         """
-        if not self.best or self.best["step"] % self.steps_per_epoch:
-            return True
-        return self.is_at_an_epochs_end and (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])
+        if not one or not other:
+            return bool(one)
+        if other["step"] % self.steps_per_epoch:
+            return one["step"] != other["step"]
+        is_at_an_epochs_end = one["step"] % self.steps_per_epoch == 0
+        return is_at_an_epochs_end and (one["accuracy"], -one["loss"]) > (other["accuracy"], -other["loss"])
 
     def halve_token_budget(self, longest: int) -> None:
         """Go on with smaller micro-batches after memory ran out, and say so.

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from classifier import checkpoint, distributed
-from classifier.display import Display
+from classifier.display import Display, show_results
 from classifier.errors import UserError
+from classifier.facts import run_facts
 from classifier.files import hold
 from classifier.initial import load_resumable
 from classifier.progress import Progress
-from classifier.record import Record, now, refuse_another_run, run_facts
+from classifier.record import Record, refuse_another_run
+from classifier.saving import Checkpoints
+from classifier.schema import read_json
 from classifier.settings import ARE_LOCAL
 from classifier.signals import Stopped, ignore_signals, note_signals
 from model import GPT
@@ -69,7 +72,7 @@ class Run:
         self, model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, device_reason: str
     ) -> None:
         """Take possession of out_dir and begin the record, or take up everything where the resumed run left it."""
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.optimizer, self.scaler = optimizer, scaler
         settings, progress = self.settings, self.progress
         if self.saved:
             facts = self._take_up(self.saved)
@@ -81,14 +84,22 @@ class Run:
             facts = run_facts(vars(settings), self.data, model, device_reason)
         facts["settings"] |= {"epochs": settings.epochs, "max_steps": settings.max_steps}  # may differ on resume
         facts["processes"] = distributed.size()
-        facts.pop("ended", None)
         common = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
         distributed.refuse_differences(common | {"data": self.data["files"], "step of last.pt": progress.step})
-        if progress.is_done and not progress.epoch_awaits_evaluation:
+        self.record = Record(settings, facts, self.lock, progress.step, progress.evaluated)
+        parts = {"data": self.data, "settings": vars(settings)}
+        self.checkpoints = Checkpoints(self.record, progress, model, optimizer, scaler, **parts)
+        if self.saved and self.is_first:
+            self.checkpoints.take_up()
+        if self.saved and progress.is_done:
             has_ended = settings.lr_schedule == "cosine" and progress.step == progress.all_steps
             how = "its cosine has ended, so begin a new run" if has_ended else "raise epochs or max_steps to go on"
-            raise UserError(f"{self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
-        self.record = Record(settings, facts, progress.step, progress.evaluated)
+            print(f"note: {self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the resumed run lacks nothing but, where it was killed in its last moment, a part of its record."""
+        return self.progress.is_done and not self.progress.evaluation_is_due
 
     def ready(self) -> None:
         """Start the clock, show the progress and heed signals: the training begins."""
@@ -96,16 +107,20 @@ class Run:
         self.began_at = self.saved_at = self.last_at = time.monotonic()
         self.first_seconds = self.progress.seconds
         self.signal_received = note_signals() if self.is_first else ignore_signals()
+        if self.checkpoints.waiting:  # before a step changes the weights
+            self._save()
 
     def _take_up(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Put a checkpoint's state into optimizer, scaler and progress; return the facts of its run."""
         checkpoint.load_optimizer_state(self.optimizer, saved["optimizer"], self.out / "last.pt")
         self.scaler.load_state_dict(saved["scaler"])
         self.progress.restore(saved["progress"])
-        if self.progress.best and not (self.out / "best.pt").is_file():
-            print(f"note: {self.out / 'best.pt'} is gone; the best of what follows will take its place")
-            self.progress.best = {}
-        return saved["run"]
+        facts = {name: fact for name, fact in saved["run"].items() if name not in ("best", "unsaved")}
+        if self.progress.is_done:
+            with suppress(UserError):  # a run.json that is whole knows when the run ended
+                before = read_json(self.out / "run.json", {"started": str, "ended": str})
+                facts |= {"ended": before["ended"]} if before["started"] == facts["started"] else {}
+        return facts
 
     def computed(self, examples: int) -> None:
         """Note that so many examples more are done in this process; stop if a signal has asked for it."""
@@ -130,31 +145,33 @@ class Run:
         examples = progress.examples_before(progress.step + 1) - progress.examples_before(progress.step)
         progress.step += 1
         progress.skipped += not math.isfinite(grad_norm)  # by the scaler, in float16
+        self.checkpoints.keep_folder()
         if progress.step == 1:
             self.record.begin()
         speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
-        self.display.show_step(loss, learning_rate, speed)
+        self.display.show_step(loss, grad_norm, learning_rate, speed)
         interval, time_is_up = self.settings.save_interval, self.last_at - self.saved_at > SECONDS_BETWEEN_SAVES
         is_due = progress.step % interval == 0 if interval else time_is_up
         if is_due and not progress.is_at_an_epochs_end:
-            self._save_last()
+            self._save()
         self.stop_if_asked()
         self.last_at = time.monotonic()
 
     def evaluated(self, loss: float, accuracy: float) -> None:
         """Log an evaluation on the dev set; save last.pt, and best.pt if it is the best so far; draw the curves."""
-        progress = self.progress
+        progress, checkpoints = self.progress, self.checkpoints
+        checkpoints.keep_folder()
         self._add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
-        is_best = progress.is_better_than_best(loss, accuracy)
+        evaluation = progress.evaluation(loss, accuracy)
+        is_best = progress.is_better(evaluation, checkpoints.best)
         self.display.show_evaluation(loss, accuracy, is_best)
         if progress.is_at_an_epochs_end:
             progress.evaluated = progress.step
         if is_best:
-            progress.best = {"step": progress.step, "epoch": progress.epoch, "loss": loss, "accuracy": accuracy}
-            self.record.facts["best"] = progress.best
-            self._save("best.pt")
-        self._save_last()
-        self.record.draw_curves()
+            checkpoints.offer_best(evaluation)
+        self._save()
+        if not progress.is_done:  # else at the very end
+            self.record.draw_curves()
         self.last_at = time.monotonic()
 
     def _add_row(self, split: str, examples: int, **figures: float) -> float:
@@ -166,33 +183,33 @@ class Run:
         self.record.add_row(**row, examples_per_second=speed, seconds=self.progress.seconds)
         return speed
 
-    def _save(self, name: str, **parts: dict[str, Any]) -> None:
+    def _save(self) -> None:
         self.progress.seconds = self.first_seconds + time.monotonic() - self.began_at
-        parts |= {"data": self.data, "settings": vars(self.settings), "progress": self.progress.stored()}
-        self.record.write_checkpoint(name, self.model, **parts)
-
-    def _save_last(self) -> None:
-        self._save("last.pt", optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict())
+        self.checkpoints.save()
         self.saved_at = time.monotonic()
 
     def _stop(self) -> None:
         """Save what there is, without the step at hand, and say how to go on."""
         self.display.close()
         if self.progress.step > 0:
-            self._save_last()
+            self.checkpoints.keep_folder()
+            self._save()
         is_saved = self.progress.step > 0 and "last.pt" not in self.record.failed
         if self.is_first:
             how = f": --init_from=resume goes on from {self.out / 'last.pt'}" if is_saved else ""
             print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
 
     def _finish(self) -> None:
-        """Write run.json to the end and print the results."""
-        self.display.close()
-        self.record.facts["ended"] = now()
-        self.record.write_facts()
-        if self.lock:
-            self.lock.close()
-        self.display.show_results(self.out)
-        if failed := self.record.failed:
-            raise UserError("the run is done, but not all of it could be written: " + "; ".join(failed.values()))
+        """Complete the record, print the results, and tell of what is missing."""
+        if self.display:
+            self.display.close()
+        if not self.is_first:
+            return
+        self.checkpoints.complete()
+        self.record.complete(best=self.progress.best, unsaved=self.progress.unsaved)
+        show_results(self.progress, self.out)
+        if missing := list(self.record.failed.values()):
+            raise UserError("the run is done, but not all of it could be written: " + "; ".join(missing))
+        if self.progress.skipped == self.progress.step:
+            raise UserError("no step was taken: the gradient was never finite in float16. Try dtype=float32")
         print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")

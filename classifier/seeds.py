@@ -12,14 +12,14 @@ from typing import Any
 
 from classifier.dataset import load_meta, training_files
 from classifier.errors import UserError
-from classifier.files import written_whole
-from classifier.schema import misfit
+from classifier.files import file_sha256, written_whole
+from classifier.schema import EVALUATION, read_json
 from classifier.settings import MAY_CHANGE, differences
 
 ENDED_RUN = {  # the schema of what is read of a finished run's run.json
     "settings": {"epochs": int, "max_steps": int, "init_from": str},
     "data": {"files": dict},
-    "best": {"accuracy": float, "loss": float, "epoch": float},
+    "best": EVALUATION | {"sha256": str},
     "ended": str,
 }
 
@@ -42,7 +42,7 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
             print(f"seed {seed}: {folder}", flush=True)
             resume = (folder / "last.pt").is_file() and not settings.overwrite
             _run([script, *sys.argv[1:], "--seeds=[]", f"--seed={seed}", f"--out_dir={folder}"], resume)
-        results[seed] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["best"]
+        results[seed] = ended_run(folder)["best"]
     accuracies = [best["accuracy"] for best in results.values()]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     best_seed = max(results, key=lambda seed: (results[seed]["accuracy"], -results[seed]["loss"]))
@@ -56,6 +56,19 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
         f.write("\n")
 
 
+def ended_run(folder: Path) -> dict[str, Any]:
+    """Return the record of the finished run in a folder, whose best.pt is the file that it tells of.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = read_json(folder / "run.json", ENDED_RUN)
+    path = folder / "best.pt"
+    if not path.is_file() or file_sha256(path) != run["best"]["sha256"]:
+        raise UserError(f"{path} is not the file that {folder / 'run.json'} tells of")
+    return run
+
+
 def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
     """Return whether a finished run of the same length is in a folder.
 
@@ -63,10 +76,8 @@ def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
         UserError: it is there, but had other settings or other data.
     """
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    if misfit(run, ENDED_RUN) is not None or not (folder / "best.pt").is_file():
+        run = ended_run(folder)
+    except UserError:
         return False
     before, files = run["settings"], run["data"]["files"]
     if (before["epochs"], before["max_steps"]) != (settings.epochs, settings.max_steps):

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 
@@ -22,7 +23,8 @@ def note_signals() -> Callable[[], int]:
             os._exit(128 + number)
         received.append(number)
         if len(received) == 1:  # os.write: print may be in the middle of something
-            os.write(2, b"\nstopping, without the step at hand (Ctrl-C again: at once, without saving)\n")
+            with suppress(OSError):
+                os.write(2, b"\nstopping, without the step at hand (Ctrl-C again: at once, without saving)\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-# pytest-xdist runs several tests at a time: each gets its part of the cores, before PyTorch counts them
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+# pytest-xdist runs several tests at a time: each gets its part of the cores, before PyTorch counts them. (The process
+# that starts these workers sets nothing, since they would inherit it.)
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    WORKERS = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 import numpy as np
 import pytest
@@ -89,6 +91,7 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
         signal.signal(number, handler)
     torch.use_deterministic_algorithms(False)
     gc.collect()  # what a script leaves to the end of its process: locks above all
+    gc.freeze()  # the next one shall not search through all of PyTorch again
     output, errors = (stream.detach().getvalue() for stream in (streams[1], streams[2]) if not stream.flush())
     return subprocess.CompletedProcess(words, status, output, errors)
 
@@ -138,7 +141,8 @@ def make_split(sequences: list[list[int]], labels: list[int] | None) -> Split:
     """A split in memory."""
     tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.uint16)
     offsets = np.cumsum([0, *map(len, sequences)])
-    return Split("train", Path(), tokens, offsets, None if labels is None else np.array(labels, dtype=np.int16))
+    labels = None if labels is None else np.array(labels, dtype=np.int16)
+    return Split("train", tokens, offsets, labels, id_lines=np.zeros(0, np.uint8))
 
 
 def random_split(examples: int, longest: int, vocab_size: int, num_classes: int, seed: int = 0) -> Split:

@@ -14,9 +14,10 @@ from conftest import PREPARE_SAMPLE, make_split, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classifier import dataset
 from classifier.dataset import load_meta, load_split, meta_sha256
 from classifier.errors import UserError
-from classifier.files import hold
+from classifier.files import hold, written_whole
 from classifier.prepare import PERCENTILES, prepare
 from classifier.tables import read_tsv
 from classifier.tokenizer import load_tokenizer
@@ -236,13 +237,52 @@ def test_a_changed_class_name_is_noticed(prepared_sample, tmp_path):
 
 def test_two_prepares_at_once_are_kept_apart_and_leftovers_are_swept_up(workspace):
     folder = workspace / "data" / "sample"
-    (folder / ".prepare-dead").mkdir()
-    (folder / ".meta.json.123.tmp").touch()
-    with hold(folder):
-        assert "data/sample is in use by another process" in refuse(*PREPARE_SAMPLE, cwd=workspace)
-    (folder / ".prepare-dead").mkdir(exist_ok=True)
+    (folder / "..prepared.0123abcd.tmp").mkdir()
+    (folder / "..prepared.0123abcd.tmp" / "train.bin").touch()
+    (folder / ".meta.json.00000001.tmp").touch()
+    with written_whole(folder / "sample.csv", "w") as f:  # of a process that lives
+        f.write("whole")
+        with hold(folder):
+            assert "data/sample is in use by another process" in refuse(*PREPARE_SAMPLE, cwd=workspace)
+        succeed(*PREPARE_SAMPLE, cwd=workspace)
+    assert (folder / "sample.csv").read_text() == "whole"
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_what_a_killed_prepare_had_whole_takes_its_place(workspace):
+    folder = workspace / "data" / "sample"
+    old = visible(folder)
+    shutil.copytree(folder, workspace / "before")
+    rows = (folder / "train.tsv").read_text().splitlines()
+    (folder / "train.tsv").write_text("\n".join(rows[:40]) + "\n")
     succeed(*PREPARE_SAMPLE, cwd=workspace)
-    assert not list(folder.glob(".prepare-*")) + list(folder.glob(".*.tmp"))
+    new = {name: content for name, content in visible(folder).items() if not name.endswith(".tsv")}
+    # killed while it moved the files: some are in their place, and meta.json is not
+    (folder / ".prepared").mkdir()
+    for name in new:
+        (folder / name).replace(folder / ".prepared" / name)
+        (folder / name).write_bytes(old[name])
+    (folder / ".prepared" / "train.bin").replace(folder / "train.bin")
+    assert len(load_split(folder, "train")) == 39
+    assert {name: content for name, content in visible(folder).items() if not name.endswith(".tsv")} == new
+
+
+def test_what_is_mapped_is_what_was_checked(workspace, monkeypatch):
+    """A prepare between the checksums and the mapping must not give a run other data than its record names."""
+    folder = workspace / "data" / "sample"
+    expected = load_split(folder, "train").tokens.copy()
+    meta = load_meta(folder)
+    true_sha256 = dataset.sha256
+
+    def sha256_then_prepare(file):
+        digest = true_sha256(file)
+        other = np.zeros(len(expected), dtype="<u2")
+        (folder / "new").write_bytes(other.tobytes())
+        (folder / "new").replace(folder / "train.bin")
+        return digest
+
+    monkeypatch.setattr(dataset, "sha256", sha256_then_prepare)
+    assert np.array_equal(load_split(folder, "train", meta).tokens, expected)
 
 
 def test_a_folder_that_was_not_prepared_says_what_to_run(tmp_path):

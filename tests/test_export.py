@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 import evaluate
 import export_hf
-from classifier import checkpoint
+from classifier import checkpoint, files
 from classifier.batches import Texts
 from classifier.dataset import load_meta, load_split
 from classifier.errors import UserError
@@ -358,12 +358,27 @@ def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, calls)
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)  # where the system cannot
     words = ["--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite"]
     if calls == 2:  # there are but two
         return export(*words)
     with pytest.raises(UserError, match="cannot write .*hf: Permission denied; what was there before is untouched"):
         export(*words)
     assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
+
+
+def test_a_folder_that_stepped_aside_for_one_that_never_came_gets_its_place_back(tmp_path):
+    before = content(exported(tmp_path, random_model()))
+    # what a process leaves that is killed between its two renames
+    (tmp_path / "hf").rename(tmp_path / ".hf.0123abcd.old")
+    (tmp_path / ".hf.0123abcd.tmp").mkdir()
+    with pytest.raises(UserError, match="cannot write .*hf: Directory not empty"):  # without --overwrite
+        export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf")
+    assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
+    (tmp_path / "hf").rename(tmp_path / ".hf.0123abcd.old")
+    save(tmp_path / "best.pt", random_model(3))
+    export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite")
+    assert content(tmp_path / "hf") != before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

@@ -583,14 +583,16 @@ def test_a_spoilt_log_is_repaired_on_resume(workspace):
 
 def test_a_run_that_is_done_says_so(workspace):
     succeed(*RUN, "--max_steps=2", cwd=workspace)
-    message = refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
-    assert "out/last.pt is at step 2 of 2 already: raise epochs or max_steps" in message
+    printed = succeed(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
+    assert "note: out/last.pt is at step 2 of 2 already: raise epochs or max_steps" in printed
 
 
 def test_a_cosine_that_has_ended_is_not_told_to_go_on(workspace):
     succeed(*RUN, "--lr_schedule=cosine", "--epochs=1", cwd=workspace)
-    message = refuse(*RUN, "--lr_schedule=cosine", "--epochs=1", "--init_from=resume", cwd=workspace)
-    assert "out/last.pt is at step 7 of 7 already: its cosine has ended, so begin a new run" in message
+    before = visible(workspace / "out")
+    printed = succeed(*RUN, "--lr_schedule=cosine", "--epochs=1", "--init_from=resume", cwd=workspace)
+    assert "note: out/last.pt is at step 7 of 7 already: its cosine has ended, so begin a new run" in printed
+    assert visible(workspace / "out") == before
 
 
 def test_exhausted_memory_is_one_line(tmp_path):

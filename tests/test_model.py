@@ -147,8 +147,84 @@ def test_weights_that_are_no_finite_floats_are_named(tmp_path):
         weights["transformer.ln_f.bias"][3] = math.nan
 
     message = spoil(tmp_path, change)
-    assert "wpe.weight is no tensor of floating-point numbers" in message
+    assert "wpe.weight is no plain tensor of floating-point numbers" in message
     assert "ln_f.bias holds numbers that are not finite" in message
+
+
+STRANGE = {
+    "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "zero-dimensional": lambda tensor: tensor.sum(),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "nested": lambda tensor: torch.nested.as_nested_tensor([tensor[0], tensor[1]]),
+    "jagged": lambda tensor: torch.nested.as_nested_tensor([tensor[0], tensor[1]], layout=torch.jagged),
+    "meta": lambda tensor: tensor.to("meta"),
+    "overflowing": lambda tensor: tensor.double() + 1e39,
+    "none": lambda tensor: None,
+    "list": lambda tensor: tensor.tolist(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of prototypes among these
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["wpe.weight", "h.0.attn.c_attn.weight", "score.weight"])
+def test_strange_tensors_are_refused_by_name(tmp_path, kind, name):
+    theirs = transformers_model("GPT2ForSequenceClassification", tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    theirs = {key.removeprefix("transformer."): tensor for key, tensor in theirs.items()}
+    torch.save(theirs | {name: STRANGE[kind](theirs[name])}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError) as error:
+        load_gpt2(str(tmp_path), num_classes=5)
+    assert f"{name} " in str(error.value) or "no whole torch file of plain tensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_float8_in_a_safetensors_file_is_refused(tmp_path):
+    def change(weights):
+        weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"].to(torch.float8_e4m3fn)
+
+    assert "wpe.weight is no plain tensor of floating-point numbers" in spoil(tmp_path, change)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path):
+    def change(weights):
+        weights["ln_f.bias"] = weights["transformer.ln_f.bias"] + 1
+
+    assert "have ln_f.bias twice, as transformer.ln_f.bias, too" in spoil(tmp_path, change)
+
+
+def test_the_index_says_which_shards_and_tensors_count(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    theirs = transformers_model("GPT2Model")
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    # a shard of a model that was there before, and a tensor that the index gives to another file
+    save_file({"ln_f.bias": torch.full((48,), 7.0)}, tmp_path / "model-00099-of-00099.safetensors")
+    holder = tmp_path / next(file for name, file in index["weight_map"].items() if name != "ln_f.bias")
+    save_file(load_file(holder) | {"ln_f.weight": torch.zeros(48)}, holder, metadata={"format": "pt"})
+    if index["weight_map"]["ln_f.weight"] == holder.name:
+        index["weight_map"].pop("ln_f.weight")
+    assert torch.equal(load_gpt2(str(tmp_path)).ln_f.bias, theirs.ln_f.bias)
+    assert torch.equal(load_gpt2(str(tmp_path)).ln_f.weight, theirs.ln_f.weight)
+
+    def refused(message: str, **weight_map: object) -> None:
+        path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | weight_map}))
+        with pytest.raises(UserError, match=message):
+            load_gpt2(str(tmp_path))
+
+    refused("names the file gone.safetensors, which is not there", new="gone.safetensors")
+    refused("lacks new, which the index says is in it", new=holder.name)
+    refused("is damaged or of another program: weight_map", new="../model.safetensors")
+    refused("is damaged or of another program: weight_map", new=3)
+    path.write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_gpt2(str(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match="has no weights: .* nor an index of shards"):
+        load_gpt2(str(tmp_path))
 
 
 @pytest.mark.parametrize("name, value", [("n_layer", 10**9), ("n_embd", 0), ("n_head", 5), ("n_positions", "many")])

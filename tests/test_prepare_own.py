@@ -120,6 +120,7 @@ REFUSED = {
     "seed": (GOOD, ["--seed", "-1"], "--seed must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
     "one column for two": (GOOD, ["--text_column", "sentiment"], "three columns"),
+    "no name": (GOOD, ["--dev", ""], ". is no regular file"),
     "no such file": (GOOD, ["--test", "nowhere.tsv"], "nowhere.tsv does not exist"),
     "a folder": (GOOD, ["--dev", "."], "is no regular file"),
 }

@@ -5,8 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier.checkpoint import BEST, CONTENT
-from classifier.schema import are_names, is_count, misfit
+from classifier.checkpoint import CONTENT
+from classifier.schema import EVALUATION, are_names, is_count, misfit
 
 SCHEMA = {"name": str, "counts": {"all": int, "left": is_count}, "is_done": bool, "rest": dict}
 WHOLE = {"name": "a", "counts": {"all": -1, "left": 0}, "is_done": False, "rest": {"x": 1}, "more": None}
@@ -42,11 +42,11 @@ def test_names_can_be_printed_and_counts_are_whole_numbers():
 
 
 def test_the_best_of_a_run_has_figures_that_can_be_printed():
-    best = {"step": 7, "epoch": 0.5, "accuracy": 0.75, "loss": math.nan}  # within an epoch, and of a run that diverged
-    assert misfit(best, BEST) is None
-    for key in BEST:
-        for value in (None, True, 10**400, "1", -1, [1]):
-            assert misfit(best | {key: value}, BEST) == key
+    best = {"step": 7, "epoch": 0.5, "accuracy": 0.75, "loss": math.inf}  # within an epoch, and of a run that diverged
+    assert misfit(best, EVALUATION) is None
+    for key in EVALUATION:
+        for value in (None, True, 10**400, "1", -1, [1], math.nan):
+            assert misfit(best | {key: value}, EVALUATION) == key
 
 
 @given(ANYTHING, st.sampled_from(sorted(CONTENT)), st.data())

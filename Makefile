@@ -25,8 +25,8 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff check .
 	$(PY) -m pytest
 
-torture: .venv/ready-dev ## kills, full disks, broken files and a long run, in full
-	TORTURE=1 $(PY) -m pytest tests/test_survival.py
+torture: .venv/ready-dev ## faults at every system call, kills, broken files and a long run, in full
+	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py
 
 .venv/ready: requirements.txt
 	@echo "installing into .venv (1.4 GB, with a CUDA build of PyTorch more)"

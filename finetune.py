@@ -215,16 +215,14 @@ def train() -> None:
         optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         run.began(model, optimizer, scaler, f"{device} ({device_reason})")
-        if run.is_complete:
+        if run.is_complete:  # but for its record
             return
         describe(settings, model, *splits)
 
         net, train_set, dev_set = net_and_examples(model, splits, dtype)
         if settings.compile and net is model:
-            some = np.arange(min(len(train_set), 64))
-            compile_blocks(
-                model, lambda: accumulate_gradient(net, scaler, train_set, some, progress.token_budget, dtype)
-            )
+            some, budget = np.arange(min(len(train_set), 64)), progress.token_budget
+            compile_blocks(model, lambda: accumulate_gradient(net, scaler, train_set, some, budget, dtype))
         replica = distributed.parallel(net)
 
         run.ready()
@@ -259,5 +257,4 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    after_interrupt = ": where last.pt was written, --init_from=resume goes on from it"
-    errors.run(main, after_interrupt, must_print=False)
+    errors.run(main, ": where last.pt was written, --init_from=resume goes on from it", must_print=False)

@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from classifier.errors import UserError
 from classifier.facts import now
 from classifier.files import file_sha256, hold, is_held, to_disk, written_whole
 from classifier.log import append_to_log, begin_log
+from classifier.progress import Progress
+from classifier.schema import read_json
 from classifier.trackers import open_trackers
 from model import GPT
 
@@ -36,20 +39,20 @@ class Record:
     processes only the first writes.
     """
 
-    def __init__(
-        self, settings: SimpleNamespace, facts: dict[str, Any], lock: IO | None, step: int, evaluated: int
-    ) -> None:
-        """Begin a record, or take up that of a resumed run, which is at a step and its evaluations at another.
+    def __init__(self, settings: SimpleNamespace, facts: dict[str, Any], lock: IO | None, progress: Progress) -> None:
+        """Begin a record, or take up that of a resumed run.
 
         Args:
             lock: of files.hold; the first process has it.
+            progress: whose seconds it keeps up to date.
         """
-        self.out, self.facts, self.lock = Path(settings.out_dir), facts, lock
+        self.out, self.facts, self.lock, self.progress = Path(settings.out_dir), facts, lock, progress
         self.reference_accuracy = settings.reference_accuracy
         self.failed: dict[str, str] = {}  # what could not be written at the last attempt, and why
         self.rows: list[dict[str, float | str]] = []  # which log.csv has yet to get
-        self.log_goes_to: tuple[int, int] | None = (step, evaluated)  # the rest of log.csv is cut off with its next row
-        self.trackers = open_trackers(settings, facts, self.out, step) if distributed.rank() == 0 else []
+        # up to which step and evaluation log.csv stays: the rest is cut off with its next row
+        self.log_goes_to: tuple[int, int] | None = progress.step, progress.evaluated
+        self.trackers = open_trackers(settings, facts, self.out, progress.step) if distributed.rank() == 0 else []
 
     def begin(self) -> None:
         """Take away what a run before this one has left, and write what a new run begins with.
@@ -77,13 +80,32 @@ class Record:
         self.out, self.lock, self.log_goes_to = out, lock, (0, 0)
         self.write_facts()
 
-    def add_row(self, **row: float | str) -> None:
-        """Add a row to log.csv, and give it to the trackers."""
+    def start_clock(self) -> None:
+        """Count the seconds from now on, beyond those of the earlier parts of a resumed run."""
+        self.began_at = time.monotonic() - self.progress.seconds
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """Count for the next row's speed what is done from now on."""
+        self.row_began_at = time.monotonic()
+
+    def add_row(self, split: str, examples: int, **figures: float) -> float:
+        """Add a row of what has been done with so many examples to log.csv and the trackers; return examples a second.
+
+        Args:
+            split: train or dev.
+            figures: by their names in log.COLUMNS.
+        """
+        progress, now = self.progress, time.monotonic()
+        progress.seconds, speed = now - self.began_at, examples / (now - self.row_began_at)
+        row = {"step": progress.step, "epoch": progress.epoch, "split": split, **figures}
+        row |= {"examples_per_second": speed, "seconds": progress.seconds}
         if distributed.rank() == 0:
             self.rows.append(row)
             self._write("log.csv", self._write_log)
         for track in self.trackers:
             self._write("trackers", lambda _, track=track: track(row), "cannot track the run")
+        return speed
 
     def write_best(self, model: GPT, evaluation: dict[str, Any], **parts: dict[str, Any]) -> dict[str, Any]:
         """Write best.pt; return the evaluation with the file's sha256, or {} where it could not be written."""
@@ -154,3 +176,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path, "w") as f:
         json.dump(content, f, indent=2, ensure_ascii=False)
         f.write("\n")
+
+
+def when_ended(path: Path, started: str) -> str | None:
+    """Return when a run that was started then has ended, where a whole run.json says so."""
+    try:
+        before = read_json(path, {"started": str, "ended": str})
+    except UserError:
+        return None
+    return before["ended"] if before["started"] == started else None

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,8 @@ from classifier.facts import run_facts
 from classifier.files import hold
 from classifier.initial import load_resumable
 from classifier.progress import Progress
-from classifier.record import Record, refuse_another_run
+from classifier.record import Record, refuse_another_run, when_ended
 from classifier.saving import Checkpoints
-from classifier.schema import read_json
 from classifier.settings import ARE_LOCAL
 from classifier.signals import Stopped, ignore_signals, note_signals
 from model import GPT
@@ -86,7 +85,7 @@ class Run:
         facts["processes"] = distributed.size()
         common = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
         distributed.refuse_differences(common | {"data": self.data["files"], "step of last.pt": progress.step})
-        self.record = Record(settings, facts, self.lock, progress.step, progress.evaluated)
+        self.record = Record(settings, facts, self.lock, progress)
         parts = {"data": self.data, "settings": vars(settings)}
         self.checkpoints = Checkpoints(self.record, progress, model, optimizer, scaler, **parts)
         if self.saved and self.is_first:
@@ -104,8 +103,8 @@ class Run:
     def ready(self) -> None:
         """Start the clock, show the progress and heed signals: the training begins."""
         self.display = Display(self.progress, is_hidden=not self.is_first)
-        self.began_at = self.saved_at = self.last_at = time.monotonic()
-        self.first_seconds = self.progress.seconds
+        self.saved_at = time.monotonic()
+        self.record.start_clock()
         self.signal_received = note_signals() if self.is_first else ignore_signals()
         if self.checkpoints.waiting:  # before a step changes the weights
             self._save()
@@ -116,10 +115,8 @@ class Run:
         self.scaler.load_state_dict(saved["scaler"])
         self.progress.restore(saved["progress"])
         facts = {name: fact for name, fact in saved["run"].items() if name not in ("best", "unsaved")}
-        if self.progress.is_done:
-            with suppress(UserError):  # a run.json that is whole knows when the run ended
-                before = read_json(self.out / "run.json", {"started": str, "ended": str})
-                facts |= {"ended": before["ended"]} if before["started"] == facts["started"] else {}
+        if self.progress.is_done and (ended := when_ended(self.out / "run.json", facts["started"])):
+            facts["ended"] = ended
         return facts
 
     def computed(self, examples: int) -> None:
@@ -148,20 +145,20 @@ class Run:
         self.checkpoints.keep_folder()
         if progress.step == 1:
             self.record.begin()
-        speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+        speed = self.record.add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
         self.display.show_step(loss, grad_norm, learning_rate, speed)
-        interval, time_is_up = self.settings.save_interval, self.last_at - self.saved_at > SECONDS_BETWEEN_SAVES
+        interval, time_is_up = self.settings.save_interval, time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
         is_due = progress.step % interval == 0 if interval else time_is_up
         if is_due and not progress.is_at_an_epochs_end:
             self._save()
         self.stop_if_asked()
-        self.last_at = time.monotonic()
+        self.record.begin_row()
 
     def evaluated(self, loss: float, accuracy: float) -> None:
         """Log an evaluation on the dev set; save last.pt, and best.pt if it is the best so far; draw the curves."""
         progress, checkpoints = self.progress, self.checkpoints
         checkpoints.keep_folder()
-        self._add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
+        self.record.add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
         evaluation = progress.evaluation(loss, accuracy)
         is_best = progress.is_better(evaluation, checkpoints.best)
         self.display.show_evaluation(loss, accuracy, is_best)
@@ -172,19 +169,9 @@ class Run:
         self._save()
         if not progress.is_done:  # else at the very end
             self.record.draw_curves()
-        self.last_at = time.monotonic()
-
-    def _add_row(self, split: str, examples: int, **figures: float) -> float:
-        """Log what has just been done, with its speed in examples a second, which is returned."""
-        before, self.last_at = self.last_at, time.monotonic()
-        self.progress.seconds = self.first_seconds + self.last_at - self.began_at
-        speed = examples / (self.last_at - before)
-        row = {"step": self.progress.step, "epoch": self.progress.epoch, "split": split, **figures}
-        self.record.add_row(**row, examples_per_second=speed, seconds=self.progress.seconds)
-        return speed
+        self.record.begin_row()
 
     def _save(self) -> None:
-        self.progress.seconds = self.first_seconds + time.monotonic() - self.began_at
         self.checkpoints.save()
         self.saved_at = time.monotonic()
 

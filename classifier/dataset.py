@@ -25,7 +25,7 @@ import numpy as np
 from classifier import tokenizer
 from classifier.errors import UserError
 from classifier.files import sha256
-from classifier.schema import are_names, is_count, misfit
+from classifier.schema import are_names, is_positive, misfit
 
 FORMAT_VERSION = 2
 TOKENIZER = {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
@@ -122,8 +122,8 @@ def split_schema(name: str) -> dict[str, Any]:
     with_labels = [*files[:2], f"{name}.labels.bin", files[2]]
     may_lack_labels = name not in ("train", "dev")
     return {
-        "examples": lambda value: is_count(value) and value > 0,
-        "tokens": lambda value: is_count(value) and value > 0,
+        "examples": is_positive,
+        "tokens": is_positive,
         "leading_space": bool,
         "label_counts": lambda value: isinstance(value, list) or (value is None and may_lack_labels),
         "files": lambda value: (

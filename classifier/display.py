@@ -1,6 +1,5 @@
 """What a person sees of a training while it runs: a progress bar, or lines where there is no terminal."""
 
-import math
 import os
 import sys
 import time
@@ -32,10 +31,10 @@ class Display:
         """Show only what is counted in progress: the steps that have been taken."""
         self.bar.n = self.progress.examples_before(self.progress.step)
 
-    def show_step(self, loss: float, grad_norm: float, learning_rate: float, examples_per_second: float) -> None:
+    def show_step(self, loss: float, learning_rate: float, examples_per_second: float, was_skipped: bool) -> None:
         """Show a step that was taken."""
         progress = self.progress
-        self.lately.append(not math.isfinite(grad_norm))
+        self.lately.append(was_skipped)
         if len(self.lately) == self.lately.maxlen and sum(self.lately) > len(self.lately) / 2:
             what = f"{sum(self.lately)} of the last {len(self.lately)} steps were skipped"
             tqdm.write(f"warning: {what}: the gradient is not finite in float16; try dtype=float32", file=sys.stderr)

@@ -170,8 +170,10 @@ def to_disk(path: Path) -> None:
     """Make a file's content, or the names in a folder, survive a power cut."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def hold(folder: Path) -> IO:

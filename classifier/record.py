@@ -96,8 +96,8 @@ class Record:
             split: train or dev.
             figures: by their names in log.COLUMNS.
         """
-        progress, now = self.progress, time.monotonic()
-        progress.seconds, speed = now - self.began_at, examples / (now - self.row_began_at)
+        progress, done_at = self.progress, time.monotonic()
+        progress.seconds, speed = done_at - self.began_at, examples / (done_at - self.row_began_at)
         row = {"step": progress.step, "epoch": progress.epoch, "split": split, **figures}
         row |= {"examples_per_second": speed, "seconds": progress.seconds}
         if distributed.rank() == 0:

@@ -71,10 +71,9 @@ class Run:
         self, model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, device_reason: str
     ) -> None:
         """Take possession of out_dir and begin the record, or take up everything where the resumed run left it."""
-        self.optimizer, self.scaler = optimizer, scaler
         settings, progress = self.settings, self.progress
         if self.saved:
-            facts = self._take_up(self.saved)
+            facts = self._take_up(self.saved, optimizer, scaler)
         else:
             if self.is_first:
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -109,10 +108,12 @@ class Run:
         if self.checkpoints.waiting:  # before a step changes the weights
             self._save()
 
-    def _take_up(self, saved: dict[str, Any]) -> dict[str, Any]:
+    def _take_up(
+        self, saved: dict[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> dict[str, Any]:
         """Put a checkpoint's state into optimizer, scaler and progress; return the facts of its run."""
-        checkpoint.load_optimizer_state(self.optimizer, saved["optimizer"], self.out / "last.pt")
-        self.scaler.load_state_dict(saved["scaler"])
+        checkpoint.load_optimizer_state(optimizer, saved["optimizer"], self.out / "last.pt")
+        scaler.load_state_dict(saved["scaler"])
         self.progress.restore(saved["progress"])
         facts = {name: fact for name, fact in saved["run"].items() if name not in ("best", "unsaved")}
         if self.progress.is_done and (ended := when_ended(self.out / "run.json", facts["started"])):
@@ -140,13 +141,14 @@ class Run:
         """Count a step that was taken, log it, and save last.pt if that is due."""
         progress = self.progress
         examples = progress.examples_before(progress.step + 1) - progress.examples_before(progress.step)
+        was_skipped = not math.isfinite(grad_norm)  # by the scaler, in float16
         progress.step += 1
-        progress.skipped += not math.isfinite(grad_norm)  # by the scaler, in float16
+        progress.skipped += was_skipped
         self.checkpoints.keep_folder()
         if progress.step == 1:
             self.record.begin()
         speed = self.record.add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
-        self.display.show_step(loss, grad_norm, learning_rate, speed)
+        self.display.show_step(loss, learning_rate, speed, was_skipped)
         interval, time_is_up = self.settings.save_interval, time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
         is_due = progress.step % interval == 0 if interval else time_is_up
         if is_due and not progress.is_at_an_epochs_end:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from classifier import checkpoint
+from classifier import checkpoint, distributed
 from classifier.errors import UserError
 from classifier.files import file_sha256
 from classifier.progress import Progress
@@ -66,7 +66,12 @@ class Checkpoints:
         self.waiting = self.model, self.progress.stored() | {"best": evaluation, "unsaved": {}}
 
     def save(self) -> None:
-        """Write best.pt, if something waits for it, and last.pt, which knows whether that could be done."""
+        """Write best.pt, if something waits for it, and last.pt, which knows whether that could be done.
+
+        Of several processes only the first writes, and keeps a copy of what it could not write.
+        """
+        if distributed.rank() > 0:
+            return
         progress = self.progress
         if self.waiting:
             self._write_best(*self.waiting)

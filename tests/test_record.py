@@ -15,12 +15,14 @@ import torch
 from conftest import REPO, here, refuse, succeed, visible
 from test_finetune import RUN, read_log, same_state, workspace  # noqa: F401, a fixture
 
-from classifier import checkpoint, predict, record
+from classifier import checkpoint, distributed, predict, record
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
 from classifier.log import COLUMNS, append_to_log
 from classifier.progress import Progress
+from classifier.saving import Checkpoints
 from classifier.seeds import ended_run
+from model import GPT, GPTConfig
 
 SCRIPTED = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.65}  # epoch -> dev accuracy, so that it is known which is the best
 
@@ -184,6 +186,16 @@ def test_the_only_evaluation_inside_an_epoch_counts_until_another_comes():
         not progress.is_better(worse, end) and not progress.is_better(later, end) and not progress.is_better(end, end)
     )
     assert progress.is_better(end | {"step": 15, "loss": 0.9}, end)
+
+
+def test_of_several_processes_only_the_first_keeps_what_could_not_be_written(monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    progress = Progress(examples=20, step_size=4, epochs=1, max_steps=0, token_budget=8, step=5)
+    model = GPT(GPTConfig(2, 8, 50, 1, 2, 8))
+    checkpoints = Checkpoints(None, progress, model, None, None)
+    checkpoints.offer_best(progress.evaluation(loss=0.7, accuracy=0.5))
+    checkpoints.save()
+    assert checkpoints.waiting[0] is model and progress.unsaved == {}
 
 
 def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, monkeypatch):  # noqa: F811

@@ -20,6 +20,13 @@ cfimdb: .venv/ready ## the same on CFIMDB
 	$(PY) finetune.py config/finetune_cfimdb.py
 	$(PY) evaluate.py --ckpt out-cfimdb/best.pt
 
+record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences, five on their phrases, too, and a table
+	$(PY) prepare_sst.py $(if $(SOURCE),--source $(SOURCE))
+	$(PY) prepare_sst.py --phrases $(if $(SOURCE),--source $(SOURCE))
+	$(PY) finetune.py config/finetune_sst.py "--seeds=[1,2,3,4,5]" --out_dir=out-record/sentences
+	$(PY) finetune.py config/finetune_sst_phrases.py "--seeds=[1,2,3,4,5]" --out_dir=out-record/phrases
+	$(PY) bench/seeds.py out-record/sentences out-record/phrases
+
 test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -38,4 +45,4 @@ torture: .venv/ready-dev ## faults at every system call, kills, broken files and
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo sst cfimdb test torture
+.PHONY: help demo sst cfimdb record test torture

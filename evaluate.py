@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from classifier import checkpoint
 from classifier.batches import Texts
-from classifier.dataset import Split, load_meta, load_split, training_files
+from classifier.dataset import Split, load_meta, load_split, prepare_script, training_files
 from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
 from classifier.errors import UserError
 from classifier.files import refuse_irregular
@@ -75,7 +75,7 @@ def main() -> None:
     meta = load_meta(folder)  # once: what is checked here is what is read below
     for loaded in models + others:
         check_same_task(loaded, folder, meta)
-        check_same_data(loaded, folder, meta, is_asked_for=arguments.data_dir is not None)
+        check_same_data(loaded, folder, meta, arguments)
     for path, _, saved in models:
         print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
     print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
@@ -152,19 +152,23 @@ def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
         words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
         raise UserError(
             f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
-            f"run `python prepare_{meta['task']}.py{' --detokenize' if trained_on['detokenized'] else ''}`"
+            f"run `python {prepare_script(folder)}{' --detokenize' if trained_on['detokenized'] else ''}`"
         )
 
 
-def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], is_asked_for: bool) -> None:
-    """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen."""
-    if training_files(meta) != loaded.saved["data"]["files"]:
-        message = (
-            f"{folder} is not the data that {loaded.path} was trained on: its dev split may hold training sentences"
-        )
-        if not is_asked_for:
-            raise UserError(f"{message}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
-        print(f"note: {message}")
+def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen.
+
+    For dev alone, dev has to be the same: it was kept apart from the training data, and the two can be compared on it.
+    """
+    now, then = training_files(meta), loaded.saved["data"]["files"]
+    is_dev_alone = arguments.split == "dev" and not arguments.submission
+    if now != then and not (is_dev_alone and now["dev"] == then.get("dev")):
+        problem = f"{folder} is not the data that {loaded.path} was trained on: its {arguments.split} split may hold"
+        problem += " training sentences"
+        if arguments.data_dir is None:
+            raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
+        print(f"note: {problem}")
 
 
 # -----------------------------------------------------------------------------

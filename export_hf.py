@@ -213,7 +213,9 @@ def model_card(model: GPT, saved: dict[str, Any], prompt_length: int) -> str:
         header += [f"base_model: {hub_name}", "license: mit"]  # the license of GPT-2's weights
         base = f"[{hub_name}](https://huggingface.co/{hub_name})"
     else:
-        base = "A GPT-2 with random initial weights" if init_from == "scratch" else "A GPT-2 from a local folder"
+        base = (
+            "A GPT-2 with random initial weights" if init_from == "scratch" else "A GPT-2 from a local folder or file"
+        )
     shape = {"n_layer", "n_head", "n_embd"}  # of a model from scratch; the card says this model's own
     shown = {name: repr(value) for name, value in settings.items() if name not in MAY_CHANGE - {"epochs"} | shape}
     facts = {name: in_words(run.get(name)) for name in ("started", "git", "versions", "device", "dtype")}

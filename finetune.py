@@ -20,7 +20,8 @@ data_dir = "data/sst"  # a folder that a prepare script wrote
 out_dir = "out"  # gets best.pt, last.pt, log.csv, run.json and curves.png
 overwrite = False  # replace another run's checkpoints in out_dir
 # model
-init_from = "gpt2"  # gpt2[-medium|-large|-xl], a directory, scratch, or resume (from out_dir/last.pt)
+init_from = "gpt2"  # gpt2[-medium|-large|-xl], a directory, a .pt file, scratch, or resume (from out_dir/last.pt)
+new_head = False  # leave out the head that init_from may have, and start with a random one
 block_size = 64  # a longer sequence keeps its last block_size tokens
 prompt = ""  # text that ends every sequence, as a question; a long sentence is cut, the prompt never
 label_words = []  # one single-token word a class, as ["bad", "good"]: the head starts as their embeddings
@@ -42,6 +43,7 @@ beta1 = 0.9  # AdamW's decay rate of the gradient's mean
 beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
+eval_interval = 0  # steps between evaluations inside an epoch; 0: only at its end
 save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every ten minutes
 # reports
 reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none
@@ -227,7 +229,7 @@ def train() -> None:
 
         run.ready()
         while True:
-            # after every epoch, and at the end: the whole dev set, and checkpoints
+            # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints
             if progress.evaluation_is_due:
                 run.evaluated(*loss_and_accuracy(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels))
             if progress.is_done:

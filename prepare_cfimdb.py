@@ -5,8 +5,11 @@ python prepare_cfimdb.py --source DIR   # takes them from DIR
 python prepare_cfimdb.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
 """
 
+from pathlib import Path
+
 from classifier import errors
-from classifier.prepare import prepare_course_task
+from classifier.download import find_files
+from classifier.prepare import course_parser, prepare
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
@@ -15,7 +18,15 @@ FILES = {  # split: (file name, sha256)
     "test": ("ids-cfimdb-test-student.csv", "7ae611548c9eac879e9ebb406cc9f8ae68ff12f78090e4965af5cbdfa06240f4"),
 }
 LABEL_NAMES = ["negative", "positive"]
+FOLDER = Path("data/cfimdb")
 BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the table uses it
 
+
+def main() -> None:
+    options = course_parser(__doc__).parse_args()
+    files = find_files(FILES, options.source, FOLDER, URL)
+    prepare("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
+
+
 if __name__ == "__main__":
-    errors.run(lambda: prepare_course_task(__doc__, "cfimdb", URL, FILES, LABEL_NAMES, BLOCK_SIZE))
+    errors.run(main)

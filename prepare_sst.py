@@ -3,10 +3,14 @@
 python prepare_sst.py                # downloads the course's files, unless they are in data/sst/ already
 python prepare_sst.py --source DIR   # takes them from DIR
 python prepare_sst.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
+python prepare_sst.py --phrases      # writes data/sst-phrases/: the labelled phrases of the training sentences, too
 """
 
-from classifier import errors
-from classifier.prepare import prepare_course_task
+from pathlib import Path
+
+from classifier import errors, trees
+from classifier.download import find_files
+from classifier.prepare import course_parser, prepare
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
@@ -15,7 +19,22 @@ FILES = {  # split: (file name, sha256)
     "test": ("ids-sst-test-student.csv", "bdd5a767faa0c26782117e37767ece154c30d5d04fb8727d09c71e3850a55c7b"),
 }
 LABEL_NAMES = ["very negative", "negative", "neutral", "positive", "very positive"]
+FOLDER = Path("data/sst")
 BLOCK_SIZE = 64  # as in config/finetune_sst.py; only the table uses it
 
+
+def main() -> None:
+    parser = course_parser(__doc__)
+    parser.add_argument("--phrases", action="store_true", help="train on the sentences' labelled phrases, too")
+    options, folder = parser.parse_args(), FOLDER
+    files = find_files(FILES, options.source, FOLDER, URL)
+    if options.phrases:
+        folder = Path(f"{FOLDER}-phrases")
+        tree_file = find_files(trees.FILES, options.source, FOLDER, trees.ARCHIVE)["trees"]
+        trees.write_phrases(folder / "train.tsv", tree_file, files)
+        files["train"] = folder / "train.tsv"
+    prepare("sst", files, LABEL_NAMES, BLOCK_SIZE, folder, options.detokenize)
+
+
 if __name__ == "__main__":
-    errors.run(lambda: prepare_course_task(__doc__, "sst", URL, FILES, LABEL_NAMES, BLOCK_SIZE))
+    errors.run(main)

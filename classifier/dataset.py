@@ -87,7 +87,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
     with suppress(OSError):  # where that cannot be, the checksums refuse what does not fit together
         finish_moving(folder)
     path = folder / "meta.json"
-    again = f"run `python {_prepare_script(folder)}`"
+    again = f"run `python {prepare_script(folder)}`"
     if not path.is_file():
         raise UserError(f"{folder} was not prepared (no meta.json there): {again} first")
     try:
@@ -110,10 +110,12 @@ def training_files(meta: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {split: meta["splits"][split]["files"] for split in ("train", "dev") if split in meta["splits"]}
 
 
-def _prepare_script(folder: Path) -> str:
-    """Return the script that a folder comes from: data/sst from prepare_sst.py, other names from prepare_own.py."""
-    own = Path(__file__).resolve().parents[1] / f"prepare_{folder.name}.py"
-    return own.name if own.is_file() else f"prepare_own.py --name {folder.name} ..."
+def prepare_script(folder: str | Path) -> str:
+    """Return what prepares a folder: prepare_sst.py for data/sst and data/sst-phrases, prepare_own.py for others."""
+    name = Path(folder).name
+    task = name.removesuffix("-phrases")
+    own = Path(__file__).resolve().parents[1] / f"prepare_{task}.py"
+    return f"{own.name}{' --phrases' * (task != name)}" if own.is_file() else f"prepare_own.py --name {name} ..."
 
 
 def split_schema(name: str) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
     if split not in meta["splits"]:
         raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits']) or 'an empty meta.json'}")
     part = meta["splits"][split]
-    again = f"run `python {_prepare_script(folder)}` again"
+    again = f"run `python {prepare_script(folder)}` again"
     arrays = {}
     for field, dtype in FIELDS.items():
         path = folder / f"{split}{field}"

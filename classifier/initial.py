@@ -10,7 +10,7 @@ import torch
 from classifier import checkpoint, distributed
 from classifier.dataset import Split, load_meta, load_split, training_files
 from classifier.errors import UserError
-from classifier.pretrained import load_gpt2
+from classifier.pretrained import TRUNK_ALONE, load_gpt2
 from classifier.schema import misfit
 from classifier.settings import MAY_CHANGE, differences
 from classifier.tokenizer import check_vocabulary, encode_label_words, encode_prompt
@@ -40,7 +40,7 @@ def load_data(settings: SimpleNamespace) -> tuple[dict[str, Any], list[Split]]:
 
 
 def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
-    """Return the model that init_from names: its head that of label_words, the folder's where it has one, or random.
+    """Return the model that init_from names: its head that of label_words, a stored one, or random.
 
     Raises:
         UserError: there is no such model, or it does not fit the settings.
@@ -49,9 +49,11 @@ def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
     num_classes = len(label_names)
     if settings.init_from in HUB_NAMES and Path(settings.init_from).is_dir():
         settings.init_from = f"./{settings.init_from}"  # the record must not take it for OpenAI's
-    if settings.init_from != "scratch":
+    if settings.init_from.endswith(".pt"):
+        model = load_trained(settings.init_from, settings, label_names)
+    elif settings.init_from != "scratch":
         sizes = (num_classes, settings.dropout, settings.block_size)
-        model = load_gpt2(settings.init_from, *sizes, label_names=label_names)
+        model = load_gpt2(settings.init_from, *sizes, label_names=label_names, new_head=settings.new_head)
     else:
         names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
         try:
@@ -66,6 +68,28 @@ def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
         )
     if settings.label_words:
         start_head_from(model, encode_label_words(settings.label_words, num_classes))
+    return model
+
+
+def load_trained(path: str, settings: SimpleNamespace, label_names: list[str]) -> GPT:
+    """Return the model of a checkpoint, with its head or a random one, to be trained on another task.
+
+    Raises:
+        UserError: it is no checkpoint, it has fewer positions than block_size, or its head has other classes.
+    """
+    trained, saved = checkpoint.load(path)
+    theirs, most = saved["data"]["label_names"], trained.config.block_size
+    if settings.block_size > most:
+        raise UserError(f"block_size {settings.block_size} is more than the {most} of {path}: train that with as many")
+    if theirs != label_names and not settings.new_head:
+        classes, ours = ", ".join(theirs), ", ".join(label_names)
+        raise UserError(f"the head in {path} is for {classes}, and the data has {ours}: {TRUNK_ALONE}")
+    sizes = {"num_classes": len(label_names), "block_size": settings.block_size, "dropout": settings.dropout}
+    model, weights = GPT(replace(trained.config, **sizes)), trained.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"][: settings.block_size]
+    if settings.new_head:
+        weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    model.load_state_dict(weights)
     return model
 
 

@@ -1,5 +1,6 @@
 """Preparing data: the rows of a task's files -> tokens -> data/<task>/, the folder that dataset.py describes."""
 
+import argparse
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ import numpy as np
 from classifier import errors, tokenizer
 from classifier.dataset import FORMAT_VERSION, PREPARED, TOKENIZER, finish_moving, load_meta, meta_sha256
 from classifier.detokenize import detokenize
-from classifier.download import find_files
 from classifier.errors import UserError
 from classifier.files import file_sha256, folder_written_whole, hold, refuse_irregular
 from classifier.tables import Row, Source, as_source, read_tsv
@@ -82,23 +82,12 @@ def prepare(
     print(f"wrote {folder}{os.sep}")
 
 
-def prepare_course_task(
-    description: str, task: str, url: str, files: dict[str, tuple[str, str]], label_names: list[str], block_size: int
-) -> None:
-    """Prepare one of the course's tasks in data/<task>, as the command line says: the body of a prepare script.
-
-    Args:
-        description: the script's docstring.
-        url: the https address in front of each file name.
-        files: split -> (file name, sha256).
-        block_size: as in the task's config; only the table uses it.
-    """
+def course_parser(description: str) -> argparse.ArgumentParser:
+    """Return what the command lines of the course's prepare scripts have in common; description: their docstring."""
     parser = errors.argument_parser(description)
-    parser.add_argument("--source", metavar="DIR", help="take the TSV files from this folder")
+    parser.add_argument("--source", metavar="DIR", help="take the files from this folder")
     parser.add_argument("--detokenize", action="store_true", help="undo the Treebank's tokenization: It's, not It 's")
-    options, folder = parser.parse_args(), Path("data") / task
-    found = find_files(files, options.source, folder, url)
-    prepare(task, found, label_names, block_size, folder, options.detokenize)
+    return parser
 
 
 def _is_detokenized(folder: Path) -> bool | None:

@@ -12,6 +12,7 @@ from classifier.errors import UserError, printable
 from classifier.weights import find_weights, read_all_weights
 from model import GPT, GPTConfig
 
+TRUNK_ALONE = "keep the trunk alone, under a new head: --new_head=True"
 FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
 
 
@@ -21,8 +22,9 @@ def load_gpt2(
     dropout: float = 0.0,
     block_size: int | None = None,
     label_names: list[str] | None = None,
+    new_head: bool = False,
 ) -> GPT:
-    """Load GPT-2's weights, in float32, under a new head (or the stored one, where the weights have one).
+    """Load GPT-2's weights, in float32, under the stored head where the weights have one, else a random one.
 
     Args:
         name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, from the Hugging Face cache or else its hub; or a local
@@ -32,6 +34,7 @@ def load_gpt2(
         dropout: dropout probability, everywhere.
         block_size: keep only the first so many positions; None keeps all of them.
         label_names: the classes in the order of their numbers, compared with those of a stored head.
+        new_head: leave out the stored head.
 
     Raises:
         UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head has
@@ -42,6 +45,8 @@ def load_gpt2(
     with torch.device("meta"):  # shapes only: the weights come from the file
         model = GPT(config)
     weights = read_all_weights(folder, files)
+    if new_head:
+        weights.pop("score.weight", None)
     model.load_state_dict(fit_weights(weights, model, folder), assign=True)
     if label_names and "score.weight" in weights:
         check_label_names(folder / "config.json", label_names)
@@ -99,17 +104,9 @@ def check_label_names(config_path: Path, label_names: list[str]) -> None:
     if sorted(stored) == sorted(label_names):
         raise UserError(
             f"the head in {config_path.parent} has the classes in the order {theirs}, but the data has {ours}: "
-            f"number the data's labels as the head does, or {trunk_alone(config_path.parent)}"
+            f"number the data's labels as the head does, or {TRUNK_ALONE}"
         )
     print(printable(f"note: the head's classes in {config_path.parent}, {theirs}, now stand for {ours}"))
-
-
-def trunk_alone(folder: Path) -> str:
-    """Return how to start from a stored classifier without its head."""
-    return (
-        f'start from its trunk alone: python -c "from transformers import GPT2Model as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('trunk')\" and then --init_from=trunk"
-    )
 
 
 def fit_weights(theirs: dict[str, Any], model: GPT, folder: Path) -> dict[str, Tensor]:
@@ -119,7 +116,7 @@ def fit_weights(theirs: dict[str, Any], model: GPT, folder: Path) -> dict[str, T
     if is_plain_tensor(score) and score.dim() == 2 and len(score) != num_classes:
         raise UserError(
             f"the head in {folder} is for {len(score)} classes, and {num_classes} are asked for: "
-            f"take data with its classes, or {trunk_alone(folder)}"
+            f"take data with its classes, or {TRUNK_ALONE}"
         )
     fitted, problems = {}, []
     for name, parameter in model.state_dict().items():

@@ -21,8 +21,9 @@ class Progress:
     epochs: int
     max_steps: int  # 0: no limit but the epochs
     token_budget: int  # of a micro-batch; halved when memory runs out
+    eval_interval: int = 0  # steps between evaluations; an epoch's end is one, too
     step: int = 0  # steps that have been taken
-    evaluated: int = 0  # step of the last evaluation at the end of an epoch
+    evaluated: int = 0  # step of the last evaluation that was regular
     seconds: float = 0.0  # of training, earlier parts of a resumed run included
     skipped: int = 0  # steps whose gradient was not finite in float16
     best: dict[str, Any] = field(default_factory=dict)  # the evaluation of best.pt, with the file's sha256
@@ -33,7 +34,7 @@ class Progress:
         """Return the progress of a run that has yet to take its first step."""
         step_size = settings.batch_size * settings.gradient_accumulation_steps
         token_budget = settings.batch_size * settings.block_size
-        return cls(examples, step_size, settings.epochs, settings.max_steps, token_budget)
+        return cls(examples, step_size, settings.epochs, settings.max_steps, token_budget, settings.eval_interval)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,16 +53,16 @@ class Progress:
         return self.step / self.steps_per_epoch
 
     @property
-    def is_at_an_epochs_end(self) -> bool:
-        return self.step % self.steps_per_epoch == 0
-
-    @property
     def is_done(self) -> bool:
         return self.step >= self.last_step
 
     @property
     def evaluation_is_due(self) -> bool:
-        return self.step > self.evaluated if self.is_at_an_epochs_end else self.is_done
+        return self.step > self.evaluated if self.is_regular(self.step) else self.is_done
+
+    def is_regular(self, step: int) -> bool:
+        """Return whether a run evaluates after so many steps wherever it ends: at the interval and an epoch's end."""
+        return step % self.steps_per_epoch == 0 or (self.eval_interval > 0 and step % self.eval_interval == 0)
 
     def examples_before(self, step: int) -> int:
         """Return how many examples all steps before this one take together; steps are counted from 0."""
@@ -75,15 +76,14 @@ class Progress:
     def is_better(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
         """Return whether one evaluation is better than another, or {}: by accuracy, and then by loss.
 
-        Only ends of epochs compete. An end inside an epoch counts only where there is nothing else, until another
-        takes its place.
+        Only regular evaluations compete. That at an end by max_steps counts only where there is nothing else, until
+        another takes its place.
         """
         if not one or not other:
             return bool(one)
-        if other["step"] % self.steps_per_epoch:
+        if not self.is_regular(other["step"]):
             return one["step"] != other["step"]
-        is_at_an_epochs_end = one["step"] % self.steps_per_epoch == 0
-        return is_at_an_epochs_end and (one["accuracy"], -one["loss"]) > (other["accuracy"], -other["loss"])
+        return self.is_regular(one["step"]) and (one["accuracy"], -one["loss"]) > (other["accuracy"], -other["loss"])
 
     def halve_token_budget(self, longest: int) -> None:
         """Go on with smaller micro-batches after memory ran out, and say so.

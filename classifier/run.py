@@ -151,7 +151,7 @@ class Run:
         self.display.show_step(loss, learning_rate, speed, was_skipped)
         interval, time_is_up = self.settings.save_interval, time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
         is_due = progress.step % interval == 0 if interval else time_is_up
-        if is_due and not progress.is_at_an_epochs_end:
+        if is_due and not progress.evaluation_is_due:
             self._save()
         self.stop_if_asked()
         self.record.begin_row()
@@ -164,7 +164,7 @@ class Run:
         evaluation = progress.evaluation(loss, accuracy)
         is_best = progress.is_better(evaluation, checkpoints.best)
         self.display.show_evaluation(loss, accuracy, is_best)
-        if progress.is_at_an_epochs_end:
+        if progress.is_regular(progress.step):
             progress.evaluated = progress.step
         if is_best:
             checkpoints.offer_best(evaluation)

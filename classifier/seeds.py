@@ -83,7 +83,7 @@ def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
     if (before["epochs"], before["max_steps"]) != (settings.epochs, settings.max_steps):
         return False
     before["init_from"] = before["init_from"].removeprefix("./")  # as initial.new_model notes a folder down
-    free = (MAY_CHANGE | {"seed"}) - {"init_from"}
+    free = (MAY_CHANGE | {"seed"}) - {"init_from", "new_head"}
     free |= {"dtype"} if settings.dtype == "auto" else set()
     other = differences(before, vars(settings), free)
     if training_files(load_meta(settings.data_dir)) != files:

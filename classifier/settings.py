@@ -53,6 +53,7 @@ SETTINGS = {
     "out_dir": Setting(NAME, may_change=True, is_local=True),
     "overwrite": Setting(may_change=True),
     "init_from": Setting(NAME, may_change=True, is_local=True),
+    "new_head": Setting(may_change=True),
     "block_size": Setting(POSITIVE),
     "prompt": Setting(),
     "label_words": Setting(WORDS),
@@ -73,6 +74,7 @@ SETTINGS = {
     "beta2": Setting(FRACTION),
     "weight_decay": Setting(NOT_NEGATIVE),
     "grad_clip": Setting(NOT_NEGATIVE),
+    "eval_interval": Setting(NOT_NEGATIVE),
     "save_interval": Setting(NOT_NEGATIVE, may_change=True),
     "reference_accuracy": Setting(FRACTION, may_change=True),
     "tensorboard_log": Setting(may_change=True),
@@ -88,6 +90,7 @@ SETTINGS = {
     "activation_checkpointing": Setting(may_change=True),
 }
 MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
+ADDED = {"eval_interval": 0, "new_head": False}  # since checkpoints were first written, and what held before
 ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
 
 
@@ -128,6 +131,7 @@ def read_settings(script: str, argv: list[str], table: dict[str, Setting] = SETT
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> str:
     """Return in words which settings differ, but for the free ones; nothing where none does."""
+    before = ADDED | before
     changed = [name for name in now if name not in free and now[name] != before.get(name)]
     return "; ".join(f"{name} was {_short(before.get(name))} and is now {_short(now[name])}" for name in changed)
 

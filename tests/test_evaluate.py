@@ -232,9 +232,14 @@ def test_odd_text_is_classified_or_refused(place, run_here):
 
 
 def test_data_that_changed_since_training_is_not_evaluated_unasked(place, run_here):
-    train = place / "data" / "sample" / "train.tsv"
-    train.write_text("".join(train.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    succeed(*PREPARE_SAMPLE, cwd=place)
+    for split in ("train", "dev"):
+        file = place / "data" / "sample" / f"{split}.tsv"
+        file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+        succeed(*PREPARE_SAMPLE, cwd=place)
+        with pytest.raises(UserError, match="out/best.pt was trained on: its train split may hold training sentences"):
+            run_here("--ckpt", "out/best.pt", "--split", "train")
+        if split == "train":  # dev is still what it was, and can be compared with
+            assert "dev accuracy" in run_here("--ckpt", "out/best.pt")
     with pytest.raises(
         UserError, match="data/sample is not the data that out/best.pt was trained on: its dev split may"
     ):

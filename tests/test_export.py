@@ -269,7 +269,7 @@ def load(folder: Path, *label_names: str) -> GPT:
     return load_gpt2(str(folder), len(label_names), label_names=list(label_names))
 
 
-def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, capsys, monkeypatch):
+def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, capsys):
     theirs = transformers_model("GPT2ForSequenceClassification")
     theirs.config.id2label = dict(enumerate("abcde"))
     theirs.save_pretrained(tmp_path / "hf")
@@ -280,11 +280,8 @@ def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, caps
     assert printed.endswith("a, b, c, d, e, now stand for a, b, c, d, x\n")
     with pytest.raises(UserError, match="has the classes in the order a, b, c, d, e, but the data has a, b, c, e, d"):
         load(tmp_path / "hf", *"abced")
-    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for") as error:
+    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .*--new_head=True"):
         load(tmp_path / "hf", *"ab")
-    monkeypatch.chdir(tmp_path)
-    exec(re.search(r'python -c "(.*)"', str(error.value))[1])  # what the message says to do
-    assert torch.equal(load(tmp_path / "trunk", *"ba").wte.weight, theirs.transformer.wte.weight)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     for id2label in ({str(number): f"LABEL_{number}" for number in range(5)}, None, ["a"]):  # they say nothing
         (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"id2label": id2label}))

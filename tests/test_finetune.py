@@ -35,6 +35,7 @@ from classifier.errors import UserError
 from classifier.initial import freeze_all_but_last
 from classifier.predict import cached_features, predict
 from classifier.pretrained import load_gpt2
+from classifier.settings import ADDED
 from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, update
 from model import GPT, Batch, GPTConfig
 
@@ -330,19 +331,35 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(workspace)
     assert not same_state(a["model"], c["model"])
 
 
-@pytest.mark.parametrize("stop", [5, 7])  # in the middle of an epoch and at its end
-def test_a_resumed_run_ends_with_the_same_bits(workspace, stop):
-    succeed(*RUN, "--out_dir=whole", cwd=workspace)
-    succeed(*RUN, "--out_dir=parts", f"--max_steps={stop}", cwd=workspace)
-    succeed(*RUN, "--out_dir=parts", "--init_from=resume", cwd=workspace)
+# in the middle of an epoch, at its end, and at an evaluation inside it and after it
+@pytest.mark.parametrize("stop, interval", [(5, 0), (7, 0), (6, 3), (8, 3)])
+def test_a_resumed_run_ends_with_the_same_bits(workspace, stop, interval):
+    run = [*RUN, f"--eval_interval={interval}"]
+    succeed(*run, "--out_dir=whole", cwd=workspace)
+    succeed(*run, "--out_dir=parts", f"--max_steps={stop}", cwd=workspace)
+    succeed(*run, "--out_dir=parts", "--init_from=resume", cwd=workspace)
     whole, parts = (checkpoint.load(workspace / out / "last.pt")[1] for out in ("whole", "parts"))
     assert same_state(whole["model"], parts["model"]) and same_state(whole["optimizer"], parts["optimizer"])
     logs = [read_log(workspace / out / "log.csv") for out in ("whole", "parts")]
     columns = ("step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm")
     whole, parts = ([{column: row[column] for column in columns} for row in log] for log in logs)
     assert parts == whole
+    evaluated = [int(row["step"]) for row in whole if row["split"] == "dev"]
+    assert evaluated == ([3, 6, 7, 9, 12, 14] if interval else [7, 14])
     best = [checkpoint.load(workspace / out / "best.pt")[1] for out in ("whole", "parts")]
     assert same_state(best[0]["model"], best[1]["model"]) and best[0]["progress"]["step"] == best[1]["progress"]["step"]
+
+
+def test_a_checkpoint_of_before_a_setting_was_added_resumes(workspace):
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    path = workspace / "out" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    for name in ADDED:
+        del content["settings"][name], content["run"]["settings"][name]
+    torch.save(content, path)
+    message = refuse(*RUN, "--init_from=resume", "--eval_interval=3", cwd=workspace)
+    assert "eval_interval was 0 and is now 3" in message
+    succeed(*RUN, "--init_from=resume", "--max_steps=3", cwd=workspace)
 
 
 def test_resuming_refuses_what_would_be_another_run(workspace):
@@ -638,3 +655,37 @@ def test_weights_come_from_the_hub_s_cache_or_a_folder_of_their_name(workspace):
     runs = [json.loads((workspace / out / "run.json").read_text()) for out in ("of-cache", "of-folder")]
     assert [run["settings"]["init_from"] for run in runs] == ["gpt2", "./gpt2"]
     assert runs[0]["initial_weights_sha256"] == runs[1]["initial_weights_sha256"]
+
+
+def test_training_goes_on_from_a_checkpoint_with_its_head_or_a_new_one(workspace):
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    trained, _ = checkpoint.load(workspace / "out" / "best.pt")
+    more = [*RUN, "--init_from=out/best.pt", "--max_steps=1", "--learning_rate=1e-12", "--weight_decay=0"]
+    for name, options in {"same": [], "new": ["--new_head=True"], "short": ["--block_size=16"]}.items():
+        succeed(*more, f"--out_dir={name}", *options, cwd=workspace)
+        model, saved = checkpoint.load(workspace / name / "best.pt")
+        for key, tensor in model.state_dict().items():
+            theirs = trained.state_dict()[key][: len(tensor)]
+            is_fresh = name == "new" and key.startswith("head.")
+            assert torch.allclose(tensor, theirs, atol=1e-9) != is_fresh, (name, key)
+    fresh, _ = checkpoint.load(workspace / "new" / "best.pt")
+    assert 0.005 < fresh.head.weight.std() < 0.05 and fresh.head.bias.abs().max() < 1e-6
+    message = refuse(*more, "--out_dir=x", "--block_size=33", cwd=workspace)
+    assert "block_size 33 is more than the 32 of out/best.pt" in message
+    assert "there is no checkpoint none.pt" in refuse(*more, "--init_from=none.pt", "--out_dir=x", cwd=workspace)
+    assert not (workspace / "x").exists()
+
+
+def test_a_trunk_goes_on_to_a_task_of_other_classes(workspace):
+    succeed(*RUN, "--max_steps=2", cwd=workspace)
+    rows = (workspace / "data" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:61]
+    rows = ["\tid\tsentence\tsentiment", *(f"{row.rpartition(chr(9))[0]}\t{n % 3}" for n, row in enumerate(rows))]
+    (workspace / "three.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    succeed("prepare_own.py", "--train=three.tsv", "--name=three", cwd=workspace)
+    succeed("export_hf.py", "--ckpt=out/best.pt", "--out=hf", cwd=workspace)
+    for start, out in (("out/best.pt", "three"), ("hf", "three-hf")):
+        run = [*RUN, "--data_dir=data/three", f"--init_from={start}", f"--out_dir={out}", "--max_steps=1"]
+        assert "--new_head=True" in refuse(*run, cwd=workspace)
+        succeed(*run, "--new_head=True", cwd=workspace)
+        succeed("evaluate.py", f"--ckpt={out}/best.pt", cwd=workspace)
+        assert json.loads((workspace / out / "run.json").read_text())["settings"]["new_head"]

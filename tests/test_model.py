@@ -244,9 +244,11 @@ def test_torchs_older_file_format_loads(tmp_path):
 
 
 def test_a_stored_head_of_other_classes_is_refused(tmp_path):
-    transformers_model("GPT2ForSequenceClassification", tmp_path)
-    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .* its trunk alone"):
+    theirs = transformers_model("GPT2ForSequenceClassification", tmp_path)
+    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .* the trunk alone"):
         load_gpt2(str(tmp_path), num_classes=2)
+    model = load_gpt2(str(tmp_path), num_classes=2, new_head=True)
+    assert torch.equal(model.wte.weight, theirs.transformer.wte.weight) and model.head.weight.shape == (2, 48)
 
 
 @pytest.mark.parametrize(

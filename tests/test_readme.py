@@ -106,11 +106,23 @@ def clone(tmp_path_factory) -> Path:
         for split, source in (("train", "train"), ("dev", "dev"), ("test-student", "dev")):
             rows = first_rows(source, ROWS)
             (folder / "data" / task / f"ids-{task}-{split}.csv").write_text(rows, encoding="utf-8")
+    write_trees(folder / "data" / "sst")
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
     (folder / "my.tsv").write_text(first_rows("train", ROWS), encoding="utf-8")
     (folder / "my_dev.tsv").write_text(first_rows("train", ROWS, skipped=ROWS), encoding="utf-8")
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
+
+
+def write_trees(folder: Path) -> None:
+    """Write trees for the rows that stand in for SST's training sentences, and give these their leading space."""
+    path = folder / "ids-sst-train.csv"
+    header, *rows = (row.split("\t") for row in path.read_text(encoding="utf-8").splitlines())
+    rows = [[*row[:2], " " + row[2], row[3]] for row in rows if not set(row[2]) & set('()"')]
+    path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
+    (folder / "trees").mkdir()
+    trees = [f"({row[3]} {' '.join(f'(2 {word})' for word in row[2].split())})\n" for row in rows]
+    (folder / "trees" / "train.txt").write_text("".join(trees), encoding="utf-8")
 
 
 def adapted(command: str, folder: Path) -> list[str]:

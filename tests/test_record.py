@@ -172,10 +172,19 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
     assert "out/best.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
 
 
+PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 9, "max_steps": 0, "block_size": 8}
+
+
+def test_evaluations_at_the_interval_compete_with_those_at_an_epochs_end():
+    progress = Progress.planned(SimpleNamespace(**PLAN, eval_interval=3), examples=20)
+    assert [step for step in range(1, 12) if progress.is_regular(step)] == [3, 5, 6, 9, 10]
+    inside, end = {"step": 3, "accuracy": 0.9, "loss": 1.0}, {"step": 5, "accuracy": 0.5, "loss": 1.0}
+    assert progress.is_better(inside, end) and not progress.is_better(end, inside)
+    assert not progress.is_better(inside | {"step": 4}, end) and progress.is_better(end, inside | {"step": 4})
+
+
 def test_the_only_evaluation_inside_an_epoch_counts_until_another_comes():
-    progress = Progress.planned(
-        SimpleNamespace(batch_size=4, gradient_accumulation_steps=1, epochs=9, max_steps=0, block_size=8), examples=20
-    )
+    progress = Progress.planned(SimpleNamespace(**PLAN, eval_interval=0), examples=20)
     inside, later, end, worse = (
         {"step": step, "accuracy": accuracy, "loss": 1.0}
         for step, accuracy in ((3, 0.9), (4, 0.1), (5, 0.5), (10, 0.4))

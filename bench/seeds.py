@@ -1,0 +1,98 @@
+"""Compare jobs that were run with several seeds each: a Markdown table, in which the first job is what others gain on.
+
+python bench/seeds.py out-reference out-phrases          (folders that finetune.py --seeds=[1,2,3] has written)
+python bench/seeds.py out-reference out-phrases --data_dir data/sst
+
+Mean and standard deviation are over the seeds. The best evaluation of a run was chosen on the dev set itself, the last
+one was not. A gain's interval is from 10,000 resamples of seeds and dev examples; p is McNemar's, of the two ensembles.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from classifier import errors
+from classifier.dataset import Split, load_meta, load_split, training_files
+from classifier.device import choose_device, choose_dtype, tune
+from classifier.errors import UserError
+from classifier.predict import average
+from classifier.significance import mean_difference, paired_difference
+from evaluate import load, predict_one
+
+HEADER = """\
+| job | seeds | best evaluation | last evaluation | ensemble of the best | gain, best | gain, last | p |
+|---|---:|---:|---:|---:|---:|---:|---:|"""
+
+
+class Job(NamedTuple):
+    """What the runs of a job have right on the dev set."""
+
+    best: np.ndarray  # (seeds, examples) bool, of each run's best.pt
+    last: np.ndarray  # (seeds, examples) bool, of each run's last.pt
+    ensemble: np.ndarray  # (examples,) bool, of the mean probabilities of the best
+
+
+def main() -> None:
+    parser = errors.argument_parser(__doc__)
+    parser.add_argument("jobs", nargs="+", metavar="DIR", help="an out_dir of finetune.py --seeds")
+    parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the first job's)")
+    arguments = parser.parse_args()
+    folders = [seed_folders(Path(job)) for job in arguments.jobs]
+    data_dir = arguments.data_dir or load(folders[0][0] / "best.pt").saved["data"]["folder"]
+    device, _ = choose_device("auto")
+    dtype, _ = choose_dtype("auto", device)
+    tune(device)
+    meta = load_meta(data_dir)
+    dev = load_split(data_dir, "dev", meta)
+    jobs = [answers(runs, dev, training_files(meta)["dev"], device, dtype) for runs in folders]
+    print(HEADER)
+    for name, job in zip(arguments.jobs, jobs, strict=True):
+        print(row(name, job, jobs[0]))
+
+
+def seed_folders(job: Path) -> list[Path]:
+    """Return the folders of a job's runs, in the order of their seeds."""
+    folders = sorted(job.glob("seed-*"), key=lambda path: (len(path.name), path.name))
+    if not folders:
+        raise UserError(f"{job} has no folders seed-N: finetune.py --seeds writes them")
+    return folders
+
+
+def answers(folders: list[Path], dev: Split, files: dict, device: torch.device, dtype: torch.dtype) -> Job:
+    """Return what the runs in these folders have right on dev, whose files they must have been evaluated on."""
+    logits = {"best.pt": [], "last.pt": []}
+    for folder in folders:
+        for name, found in logits.items():
+            loaded = load(folder / name)
+            if loaded.saved["data"]["files"].get("dev") != files:
+                raise UserError(f"{folder / name} has another dev set")
+            loaded.model.to(device)
+            found.append(predict_one(loaded, dev, dtype))
+    best, last = (np.stack([each.argmax(-1).numpy() == dev.labels for each in found]) for found in logits.values())
+    return Job(best, last, average(logits["best.pt"]).argmax(-1).numpy() == dev.labels)
+
+
+def row(name: str, job: Job, first: Job) -> str:
+    """Return a job's row of the table."""
+    cells = [name, str(len(job.best)), *(mean(right) for right in job[:2]), f"{job.ensemble.mean():.3f}"]
+    if job is first:
+        return f"| {' | '.join([*cells, '', '', ''])} |"
+    for right, other in zip(job[:2], first[:2], strict=True):
+        gain, low, high = mean_difference(right, other)
+        cells.append(f"{gain:+.3f} ({low:+.3f} to {high:+.3f})")
+    return f"| {' | '.join([*cells, f'{paired_difference(job.ensemble, first.ensemble).p:.2g}'])} |"
+
+
+def mean(right: np.ndarray) -> str:
+    """Return the mean accuracy over the seeds, and its standard deviation."""
+    accuracies = right.mean(1)
+    deviation = accuracies.std(ddof=1) if len(accuracies) > 1 else 0.0
+    return f"{accuracies.mean():.3f} ± {deviation:.3f}"
+
+
+if __name__ == "__main__":
+    errors.run(main)

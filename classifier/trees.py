@@ -1,0 +1,93 @@
+"""The Stanford Sentiment Treebank's parse trees, in which every phrase has a label of its own (Socher et al. 2013)."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from classifier.errors import UserError
+from classifier.files import written_whole
+from classifier.tables import read_tsv
+
+ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
+FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
+LABELS = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
+
+Phrase = tuple[str, int]  # as a TSV file of SST writes it, with a leading space, and its class number
+
+
+def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
+    """Write a TSV file: the training sentences as they are, and every distinct (phrase, label) of their trees.
+
+    Left out is a phrase that reads as a sentence of any split, as letters and digits in either case, so that nothing
+    of dev and test is trained on; and one that has neither a letter nor a digit.
+
+    Args:
+        path: the file to write.
+        tree_file: the training sentences' trees, in the order of the sentences.
+        files: split -> TSV file, with "train", "dev" and "test".
+
+    Raises:
+        UserError: a file is not in the format, or a tree is not that of its sentence; names the line.
+    """
+    sentences = {split: list(read_tsv(files[split], len(LABELS), split != "test")) for split in files}
+    seen = {_letters(row.sentence) for rows in sentences.values() for row in rows} | {""}
+    phrases: dict[Phrase, str] = {}  # with the id of where it comes first
+    trees = list(read_trees(tree_file))
+    if len(trees) != len(sentences["train"]):
+        raise UserError(f"{tree_file} has {len(trees):,} trees, and {files['train']} {len(sentences['train']):,} rows")
+    for number, (tree, row) in enumerate(zip(trees, sentences["train"], strict=True), start=1):
+        if tree[-1] != (row.sentence, row.label):
+            raise UserError(f"{tree_file}, line {number}: not the tree of {files['train']}, line {row.line}")
+        for part, phrase in enumerate(tree[:-1], start=1):
+            if _letters(phrase[0]) not in seen:
+                phrases.setdefault(phrase, f"{row.id}/{part}")
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(["id", "sentence", "sentiment"])
+    table.writerows([row.id, row.sentence, row.label] for row in sentences["train"])
+    table.writerows([id, *phrase] for phrase, id in phrases.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as f:
+        f.write(text.getvalue().encode())
+
+
+def read_trees(path: Path) -> Iterator[list[Phrase]]:
+    """Yield each line's tree as its phrases, a phrase after its parts, so that the whole sentence comes last.
+
+    A tree is `(label word)` or `(label tree tree ...)`.
+
+    Raises:
+        UserError: with file and line number, at the first line that is no tree.
+    """
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, start=1):
+            try:
+                yield _phrases(line.decode("utf-8").rstrip("\n"))
+            except (ValueError, LookupError):
+                raise UserError(f"{path}, line {number}: no tree with labels from 0 to 4") from None
+
+
+def _phrases(line: str) -> list[Phrase]:
+    phrases: list[Phrase] = []
+    begun: list[tuple[int, list[str]]] = []  # label and words so far, the innermost last
+    tokens = (token for token in re.split("([() ])", line) if token.strip(" "))
+    for token in tokens:
+        if token == "(":
+            begun.append((LABELS[next(tokens, "")], []))
+        elif token == ")":
+            label, words = begun.pop()
+            phrases.append((" " + " ".join(words), label))
+            if begun:
+                begun[-1][1].extend(words)
+        else:
+            begun[-1][1].append(token)
+    if begun or not phrases:
+        raise ValueError
+    return phrases
+
+
+def _letters(text: str) -> str:
+    """Return a text's letters and digits, in lower case; the Treebank's -LRB- and -RRB- are brackets."""
+    return re.sub(r"[\W_]", "", re.sub("-[LR]RB-", "", text).lower())

@@ -1,0 +1,145 @@
+"""SST's trees: every phrase as the TSV files would write it, and none that reads as a sentence of dev or test."""
+
+import csv
+
+import pytest
+from conftest import refuse, succeed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifier.dataset import load_meta, load_split
+from classifier.errors import UserError
+from classifier.files import file_sha256
+from classifier.trees import read_trees, write_phrases
+
+HEADER = "id\tsentence\tsentiment\n"
+WORDS = st.text("abé`'.\\/\u00a0", min_size=1, max_size=3)
+TREES = st.recursive(
+    st.tuples(st.integers(0, 4), WORDS),
+    lambda parts: st.tuples(st.integers(0, 4), st.lists(parts, min_size=1, max_size=3)),
+    max_leaves=12,
+)
+
+
+def written(tree) -> str:
+    label, content = tree
+    inside = content if isinstance(content, str) else " ".join(map(written, content))
+    return f"({label} {inside})"
+
+
+def phrases(tree) -> list[tuple[str, int]]:
+    """A tree's phrases by recursion: those of its parts, and then itself."""
+    label, content = tree
+    if isinstance(content, str):
+        return [(" " + content, label)]
+    parts = [phrases(part) for part in content]
+    return sum(parts, []) + [("".join(part[-1][0] for part in parts), label)]
+
+
+@given(st.lists(TREES, min_size=1, max_size=3))
+def test_trees_are_read_as_their_phrases(tmp_path_factory, trees):
+    path = tmp_path_factory.mktemp("trees") / "trees.txt"
+    path.write_text("".join(written(tree) + "\n" for tree in trees), encoding="utf-8", newline="\n")
+    assert list(read_trees(path)) == [phrases(tree) for tree in trees]
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"fine", b"(2 fine", b"(5 fine)", b"(x fine)", b"(", b")", b"(2 a))", b"(2 (3 a) \xff)", b"(12 a)"]
+)
+def test_what_is_no_tree_is_refused_with_its_line(tmp_path, line):
+    (tmp_path / "trees.txt").write_bytes(b"(2 (2 a) (1 b))\n" + line + b"\n(3 c)\n")
+    with pytest.raises(UserError, match="trees.txt, line 2: no tree"):
+        list(read_trees(tmp_path / "trees.txt"))
+
+
+def test_a_tree_of_any_depth_is_read(tmp_path):
+    (tmp_path / "trees.txt").write_text("(2 " * 50_000 + "a" + ")" * 50_000)
+    (tree,) = read_trees(tmp_path / "trees.txt")
+    assert tree == [(" a", 2)] * 50_000
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Files of two training sentences, their trees, and one sentence each for dev and test."""
+    rows = {"train": "7\t A good film .\t3\n9\t -LRB- Bad -RRB- film\t0\n", "dev": "1\t GOOD!\t4\n"}
+    for split, text in rows.items():
+        (tmp_path / f"{split}.tsv").write_text(HEADER + text)
+    (tmp_path / "test.tsv").write_text("id\tsentence\n1\t ( film . )\n")
+    trees = "(3 (2 A) (3 (3 (3 good) (2 film)) (2 .)))\n(0 (1 (2 -LRB-) (1 (0 Bad) (2 -RRB-))) (1 film))\n"
+    (tmp_path / "trees.txt").write_text(trees)
+    return tmp_path
+
+
+def write(source) -> list[list[str]]:
+    files = {split: source / f"{split}.tsv" for split in ("train", "dev", "test")}
+    write_phrases(source / "out" / "train.tsv", source / "trees.txt", files)
+    with open(source / "out" / "train.tsv", newline="") as f:
+        return list(csv.reader(f, delimiter="\t"))
+
+
+def test_phrases_follow_the_sentences_but_for_what_reads_as_a_sentence(source):
+    # "good" is in dev, "film" in test; "film" has another label in the second tree; "." has no letter
+    assert write(source) == [
+        ["id", "sentence", "sentiment"],
+        ["7", " A good film .", "3"],
+        ["9", " -LRB- Bad -RRB- film", "0"],
+        ["7/1", " A", "2"],
+        ["7/4", " good film", "3"],
+        ["7/6", " good film .", "3"],
+        ["9/2", " Bad", "0"],
+        ["9/4", " Bad -RRB-", "1"],
+        ["9/5", " -LRB- Bad -RRB-", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "before, after, message",
+    [
+        ("(2 A)", "(2 The)", "line 1: not the tree of .*train.tsv, line 2"),
+        ("(0 (1 (2 -LRB-)", "(1 (1 (2 -LRB-)", "line 2: not the tree of .*train.tsv, line 3"),
+        ("film))\n", "film))\n(2 more)\n", "has 3 trees, and .*train.tsv 2 rows"),
+    ],
+)
+def test_trees_of_other_sentences_are_refused(source, before, after, message):
+    text = (source / "trees.txt").read_text()
+    (source / "trees.txt").write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=message):
+        write(source)
+    assert not (source / "out").exists()
+
+
+def test_the_real_trees_give_the_counted_phrases(tsv_dir, tmp_path):
+    if not (tsv_dir / "trees" / "train.txt").is_file():
+        pytest.skip("needs SST's trees: TSV_DIR has no trees/train.txt")
+    succeed("prepare_sst.py", "--source", tsv_dir, cwd=tmp_path)
+    printed = succeed("prepare_sst.py", "--phrases", "--source", tsv_dir, cwd=tmp_path)
+    assert "note" not in printed and "wrote data/sst-phrases/" in printed
+    folder = tmp_path / "data" / "sst-phrases"
+    meta, alone = load_meta(folder), load_meta(tmp_path / "data" / "sst")
+    assert meta["splits"]["train"]["examples"] == 8544 + 147_818
+    phrases_labels = [5800, 24_788, 79_369, 30_260, 7601]
+    sentences_labels = alone["splits"]["train"]["label_counts"]
+    counted = [all_ - own for all_, own in zip(meta["splits"]["train"]["label_counts"], sentences_labels, strict=True)]
+    assert counted == phrases_labels
+    for split in ("dev", "test"):
+        assert meta["splits"][split] == alone["splits"][split]
+    with open(tsv_dir / "ids-sst-train.csv", newline="", encoding="utf-8") as f:
+        sentences = [(row["id"], row["sentence"], row["sentiment"]) for row in csv.DictReader(f, delimiter="\t")]
+    with open(folder / "train.tsv", newline="", encoding="utf-8") as f:
+        rows = [tuple(row.values()) for row in csv.DictReader(f, delimiter="\t")]
+    assert rows[:8544] == sentences and len(set(row[1:] for row in rows[8544:])) == 147_818
+    # on all roots, since they are compared with the sentences; the file itself never changes
+    assert file_sha256(folder / "train.tsv") == "f108b67566abc0b68f9127b7394dc3cd5db8e161f7be5b1fc40ebe21858c918c"
+    whole, own = load_split(folder, "train"), load_split(tmp_path / "data" / "sst", "train")
+    assert (whole.tokens[: len(own.tokens)] == own.tokens).all()
+
+
+def test_a_folder_without_the_trees_is_refused_before_anything_is_written(tsv_dir, tmp_path):
+    for path in tsv_dir.glob("ids-sst-*"):
+        (tmp_path / path.name).symlink_to(path)
+    message = refuse("prepare_sst.py", "--phrases", "--source", tmp_path, cwd=tmp_path)
+    assert "no trees/train.txt there" in message and not (tmp_path / "data").exists()
+    succeed("prepare_sst.py", "--source", tmp_path, cwd=tmp_path)
+    assert "python prepare_sst.py --phrases" in refuse(
+        "finetune.py", "--data_dir=data/sst-phrases", "--init_from=scratch", cwd=tmp_path
+    )

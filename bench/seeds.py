@@ -44,11 +44,10 @@ def main() -> None:
     folders = [seed_folders(Path(job)) for job in arguments.jobs]
     data_dir = arguments.data_dir or load(folders[0][0] / "best.pt").saved["data"]["folder"]
     device, _ = choose_device("auto")
-    dtype, _ = choose_dtype("auto", device)
     tune(device)
     meta = load_meta(data_dir)
     dev = load_split(data_dir, "dev", meta)
-    jobs = [answers(runs, dev, training_files(meta)["dev"], device, dtype) for runs in folders]
+    jobs = [answers(runs, dev, training_files(meta)["dev"], device) for runs in folders]
     print(HEADER)
     for name, job in zip(arguments.jobs, jobs, strict=True):
         print(row(name, job, jobs[0]))
@@ -62,8 +61,11 @@ def seed_folders(job: Path) -> list[Path]:
     return folders
 
 
-def answers(folders: list[Path], dev: Split, files: dict, device: torch.device, dtype: torch.dtype) -> Job:
-    """Return what the runs in these folders have right on dev, whose files they must have been evaluated on."""
+def answers(folders: list[Path], dev: Split, files: dict, device: torch.device) -> Job:
+    """Return what the runs in these folders have right on dev, whose files they must have been evaluated on.
+
+    Each computes in the format of numbers that it was trained in, so that its accuracies are those of its record.
+    """
     logits = {"best.pt": [], "last.pt": []}
     for folder in folders:
         for name, found in logits.items():
@@ -71,6 +73,7 @@ def answers(folders: list[Path], dev: Split, files: dict, device: torch.device, 
             if loaded.saved["data"]["files"].get("dev") != files:
                 raise UserError(f"{folder / name} has another dev set")
             loaded.model.to(device)
+            dtype, _ = choose_dtype(loaded.saved["settings"]["dtype"], device)
             found.append(predict_one(loaded, dev, dtype))
     best, last = (np.stack([each.argmax(-1).numpy() == dev.labels for each in found]) for found in logits.values())
     return Job(best, last, average(logits["best.pt"]).argmax(-1).numpy() == dev.labels)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.significance import paired_difference, wilson_interval
+from classifier.significance import mean_difference, paired_difference, wilson_interval
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -57,3 +57,27 @@ def test_the_bootstrap_interval_is_the_normal_one_for_many_examples():
     differences = first.astype(float) - second
     half = 1.96 * differences.std() / math.sqrt(4000)
     assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half), abs=0.0015)
+
+
+def test_the_gain_in_mean_accuracy_has_an_interval_over_examples_and_seeds():
+    random = np.random.default_rng(2)
+    hard = random.random(2000)
+    one = random.random((1, 2000)) < hard
+    other = (random.random((1, 2000)) < hard) | (random.random((1, 2000)) < 0.05)
+    paired = paired_difference(other[0], one[0])
+    found = mean_difference(other, one)  # of single seeds: examples alone
+    assert found == pytest.approx((paired.difference, paired.low, paired.high), abs=0.001)
+    # seeds alone: 4 and 8 runs that are right on all examples or on none
+    first, second = (np.repeat([[True], [False]], seeds // 2, axis=0).repeat(50, 1) for seeds in (4, 8))
+    difference, low, high = mean_difference(first, second)
+    shares = (
+        {k: Fraction(math.comb(4, k), 2**4) for k in range(5)},
+        {k: Fraction(math.comb(8, k), 2**8) for k in range(9)},
+    )
+    chances = {}  # of each difference of the two means
+    for a, chance in shares[0].items():
+        for b, other_chance in shares[1].items():
+            chances[a / 4 - b / 8] = chances.get(a / 4 - b / 8, 0) + chance * other_chance
+    tail = max(end for end in chances if sum(chances[d] for d in chances if d < end) <= Fraction(1, 40))
+    assert difference == 0 and (low, high) == pytest.approx((tail, -tail))
+    assert mean_difference(first, second) == (difference, low, high)  # the same in every run

@@ -157,18 +157,24 @@ def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
 
 
 def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Say, or unless the folder is asked for refuse, that it does not hold the data that the checkpoint has seen.
+    """Say, or unless the folder is asked for refuse, that a split may hold what the checkpoint was trained on.
 
-    For dev alone, dev has to be the same: it was kept apart from the training data, and the two can be compared on it.
+    A dev set that is the same was kept apart from that, whatever else has changed: models can be compared on it.
     """
     now, then = training_files(meta), loaded.saved["data"]["files"]
-    is_dev_alone = arguments.split == "dev" and not arguments.submission
-    if now != then and not (is_dev_alone and now["dev"] == then.get("dev")):
-        problem = f"{folder} is not the data that {loaded.path} was trained on: its {arguments.split} split may hold"
-        problem += " training sentences"
+    is_dev_the_same = now.get("dev") == then.get("dev")
+    asked = SUBMISSION_SPLITS if arguments.submission else (arguments.split,)
+    unsure = [] if now == then else [split for split in asked if split != "dev" or not is_dev_the_same]
+    if unsure:
+        problem = f"{folder} is not the data that {loaded.path} was trained on: its {' and '.join(unsure)} split may"
+        problem += " hold training sentences"
         if arguments.data_dir is None:
             raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
         print(f"note: {problem}")
+    for start in loaded.saved["data"]["ancestors"]:
+        if start["files"].get("dev") != now.get("dev"):
+            print(f"note: {loaded.path} began as {start['path']}, trained on {start['folder']}: if that held sentences")
+            print(f"  of this {' or '.join(asked)} split, they are no test of it")
 
 
 # -----------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def train() -> None:
 
     with Run.open(settings, data) as run:
         # model, optimizer, and where the run stands
-        model, progress = run.model or new_model(settings, data["label_names"]), run.progress
+        model, progress = run.model or new_model(settings, data), run.progress
         freeze_all_but_last(model, settings.trainable_blocks)
         model.activation_checkpointing = settings.activation_checkpointing
         model.to(device)

@@ -7,6 +7,7 @@ python prepare_sst.py --phrases      # writes data/sst-phrases/: the labelled ph
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from classifier import errors, trees
 from classifier.download import find_files
@@ -28,12 +29,13 @@ def main() -> None:
     parser.add_argument("--phrases", action="store_true", help="train on the sentences' labelled phrases, too")
     options, folder = parser.parse_args(), FOLDER
     files = find_files(FILES, options.source, FOLDER, URL)
-    if options.phrases:
-        folder = Path(f"{FOLDER}-phrases")
-        tree_file = find_files(trees.FILES, options.source, FOLDER, trees.ARCHIVE)["trees"]
-        trees.write_phrases(folder / "train.tsv", tree_file, files)
-        files["train"] = folder / "train.tsv"
-    prepare("sst", files, LABEL_NAMES, BLOCK_SIZE, folder, options.detokenize)
+    with TemporaryDirectory() as temporary:
+        if options.phrases:
+            folder, with_phrases = Path(f"{FOLDER}-phrases"), Path(temporary) / "train.tsv"
+            tree_file = find_files(trees.FILES, options.source, FOLDER, trees.ARCHIVE)["trees"]
+            trees.write_phrases(with_phrases, tree_file, files)
+            files["train"] = with_phrases
+        prepare("sst", files, LABEL_NAMES, BLOCK_SIZE, folder, options.detokenize)
 
 
 if __name__ == "__main__":

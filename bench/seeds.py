@@ -9,19 +9,20 @@ one was not. A gain's interval is from 10,000 resamples of seeds and dev example
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.dataset import Split, load_meta, load_split, training_files
+from classifier.dataset import load_meta, load_split, training_files
 from classifier.device import choose_device, choose_dtype, tune
 from classifier.errors import UserError
 from classifier.predict import average
+from classifier.seeds import ended_run
 from classifier.significance import mean_difference, paired_difference
-from evaluate import load, predict_one
+from evaluate import check_same_task, load, predict_one
 
 HEADER = """\
 | job | seeds | best evaluation | last evaluation | ensemble of the best | gain, best | gain, last | p |
@@ -46,32 +47,35 @@ def main() -> None:
     device, _ = choose_device("auto")
     tune(device)
     meta = load_meta(data_dir)
-    dev = load_split(data_dir, "dev", meta)
-    jobs = [answers(runs, dev, training_files(meta)["dev"], device) for runs in folders]
+    jobs = [answers(runs, data_dir, meta, device) for runs in folders]
     print(HEADER)
     for name, job in zip(arguments.jobs, jobs, strict=True):
         print(row(name, job, jobs[0]))
 
 
 def seed_folders(job: Path) -> list[Path]:
-    """Return the folders of a job's runs, in the order of their seeds."""
-    folders = sorted(job.glob("seed-*"), key=lambda path: (len(path.name), path.name))
+    """Return the folders of a job's runs, all of them ended, in the order of their seeds."""
+    folders = [path for path in job.glob("seed-*") if path.name.removeprefix("seed-").isdecimal()]
     if not folders:
         raise UserError(f"{job} has no folders seed-N: finetune.py --seeds writes them")
-    return folders
+    for folder in folders:
+        ended_run(folder)  # raises where it has not ended
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def answers(folders: list[Path], dev: Split, files: dict, device: torch.device) -> Job:
-    """Return what the runs in these folders have right on dev, whose files they must have been evaluated on.
+def answers(folders: list[Path], data_dir: str, meta: dict[str, Any], device: torch.device) -> Job:
+    """Return what the runs in these folders have right on data_dir's dev set, which must be that of their record.
 
     Each computes in the format of numbers that it was trained in, so that its accuracies are those of its record.
     """
+    dev = load_split(data_dir, "dev", meta)
     logits = {"best.pt": [], "last.pt": []}
     for folder in folders:
         for name, found in logits.items():
             loaded = load(folder / name)
-            if loaded.saved["data"]["files"].get("dev") != files:
-                raise UserError(f"{folder / name} has another dev set")
+            check_same_task(loaded, data_dir, meta)
+            if loaded.saved["data"]["files"].get("dev") != training_files(meta)["dev"]:
+                raise UserError(f"{folder / name} was evaluated on another dev set than {data_dir}'s")
             loaded.model.to(device)
             dtype, _ = choose_dtype(loaded.saved["settings"]["dtype"], device)
             found.append(predict_one(loaded, dev, dtype))

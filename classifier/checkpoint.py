@@ -25,6 +25,7 @@ from model import GPT, GPTConfig
 
 FORMAT = "gpt2-classifier"
 FORMAT_VERSION = 2
+START = {"path": str, "sha256": str, "folder": str, "files": dict}  # of a checkpoint that a training began from
 CONTENT = {  # the schema of what must be in a checkpoint
     "config": dict,
     "model": dict,
@@ -37,6 +38,7 @@ CONTENT = {  # the schema of what must be in a checkpoint
         "leading_space": bool,
         "examples": {"train": is_positive, "dev": is_positive},
         "files": dict,
+        "ancestors": lambda value: isinstance(value, list) and all(misfit(start, START) is None for start in value),
     },
     "run": {"settings": dict, "started": str, "seed": int},
     "progress": {
@@ -105,6 +107,8 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         raise UserError(f"{path} has format version {shown}, and this program reads {FORMAT_VERSION}")
     if isinstance(content.get("progress"), dict):
         content["progress"].setdefault("unsaved", {})  # it came later than format version 2
+    if isinstance(content.get("data"), dict):
+        content["data"].setdefault("ancestors", [])  # and so did this
     if (wrong := misfit(content, CONTENT) or misfit(content, PLAIN)) is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}")
     try:

@@ -10,6 +10,7 @@ import torch
 from classifier import checkpoint, distributed
 from classifier.dataset import Split, load_meta, load_split, training_files
 from classifier.errors import UserError
+from classifier.files import file_sha256
 from classifier.pretrained import TRUNK_ALONE, load_gpt2
 from classifier.schema import misfit
 from classifier.settings import MAY_CHANGE, differences
@@ -35,22 +36,27 @@ def load_data(settings: SimpleNamespace) -> tuple[dict[str, Any], list[Split]]:
         "leading_space": meta["splits"]["train"]["leading_space"],
         "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
         "files": training_files(meta),
+        "ancestors": [],  # the checkpoints from which the training began, if any, the latest first
     }
     return facts, splits
 
 
-def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
+def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
     """Return the model that init_from names: its head that of label_words, a stored one, or random.
+
+    Args:
+        data: load_data's facts; the ancestors of a model from a checkpoint are added.
 
     Raises:
         UserError: there is no such model, or it does not fit the settings.
     """
     torch.manual_seed(settings.seed)
+    label_names = data["label_names"]
     num_classes = len(label_names)
     if settings.init_from in HUB_NAMES and Path(settings.init_from).is_dir():
         settings.init_from = f"./{settings.init_from}"  # the record must not take it for OpenAI's
     if settings.init_from.endswith(".pt"):
-        model = load_trained(settings.init_from, settings, label_names)
+        model = load_trained(settings.init_from, settings, data)
     elif settings.init_from != "scratch":
         sizes = (num_classes, settings.dropout, settings.block_size)
         model = load_gpt2(settings.init_from, *sizes, label_names=label_names, new_head=settings.new_head)
@@ -71,14 +77,14 @@ def new_model(settings: SimpleNamespace, label_names: list[str]) -> GPT:
     return model
 
 
-def load_trained(path: str, settings: SimpleNamespace, label_names: list[str]) -> GPT:
-    """Return the model of a checkpoint, with its head or a random one, to be trained on another task.
+def load_trained(path: str, settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
+    """Return the model of a checkpoint, with its head or a random one; note down in data what it was trained on.
 
     Raises:
         UserError: it is no checkpoint, it has fewer positions than block_size, or its head has other classes.
     """
     trained, saved = checkpoint.load(path)
-    theirs, most = saved["data"]["label_names"], trained.config.block_size
+    theirs, label_names, most = saved["data"]["label_names"], data["label_names"], trained.config.block_size
     if settings.block_size > most:
         raise UserError(f"block_size {settings.block_size} is more than the {most} of {path}: train that with as many")
     if theirs != label_names and not settings.new_head:
@@ -90,6 +96,12 @@ def load_trained(path: str, settings: SimpleNamespace, label_names: list[str]) -
     if settings.new_head:
         weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     model.load_state_dict(weights)
+    start = {"path": path, "sha256": file_sha256(path)} | {name: saved["data"][name] for name in ("folder", "files")}
+    data["ancestors"] = [start, *saved["data"]["ancestors"]]
+    if any(each["files"].get("dev") != data["files"]["dev"] for each in data["ancestors"]):
+        print(
+            f"note: {path} was trained with another dev set: if it has seen sentences of this one, accuracies flatter"
+        )
     return model
 
 
@@ -135,6 +147,7 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
     scaler = checkpoint.SCALER if settings.dtype == "float16" else {}
     if (wrong := misfit(saved["scaler"], scaler, "scaler")) is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}")
+    facts["ancestors"] = saved["data"]["ancestors"]
     if saved["data"]["files"] != facts["files"]:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
     free = MAY_CHANGE - {"epochs"} if settings.lr_schedule == "cosine" else MAY_CHANGE  # it ends with the last epoch

@@ -27,12 +27,13 @@ matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size":
 matplotlib.rcParams |= {"text.parse_math": False}  # a $ in a name is a $
 
 
-def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
-    """Draw a run's log.csv: losses above, dev accuracy below, with its best epoch and the reference as a line.
+def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float) -> None:
+    """Draw a run's log.csv: losses above, dev accuracy below, with the best and the reference as a line.
 
     Args:
         path: the picture.
         log: what finetune.py wrote.
+        best_step: after which step the weights in best.pt were evaluated; 0 marks none.
         reference_accuracy: dev accuracy to compare with; 0 draws no line.
 
     Raises:
@@ -45,7 +46,7 @@ def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
             rows = list(csv.DictReader(f))
         train, dev = ([row for row in rows if row["split"] == split] for split in ("train", "dev"))
         train_epochs, train_losses = _columns(train, "epoch", "loss")
-        dev_epochs, dev_losses, accuracies = _columns(dev, "epoch", "loss", "accuracy")
+        dev_steps, dev_epochs, dev_losses, accuracies = _columns(dev, "step", "epoch", "loss", "accuracy")
     except (ValueError, KeyError, TypeError, csv.Error):
         raise UserError(f"{log} is not what finetune.py wrote there, so there are no curves to draw") from None
     figure = Figure(figsize=(7, 5.6))
@@ -56,8 +57,8 @@ def draw_curves(path: Path, log: Path, reference_accuracy: float) -> None:
     losses.set(ylabel="loss (nats)", title=f"{log.parent}")
     losses.legend()
     accuracy.plot(dev_epochs, accuracies, color=BLUE, marker="o", markersize=4, label="dev")
-    if len(dev):
-        best = max(range(len(dev)), key=lambda i: (accuracies[i], -dev_losses[i]))
+    if best_step in dev_steps:
+        best = dev_steps.index(best_step)
         label = f"best: {accuracies[best]:.3f}, epoch {dev_epochs[best]:.4g}"
         accuracy.plot(dev_epochs[best], accuracies[best], "D", color=ORANGE, markersize=9, label=label)
     if reference_accuracy:

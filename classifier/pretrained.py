@@ -81,7 +81,7 @@ def read_config(path: Path, num_classes: int, dropout: float, block_size: int | 
     }
     for key, values in allowed.items():
         if theirs.get(key, values[0]) not in values:
-            raise UserError(f"{path}: {key} is {theirs[key]!r}, but GPT-2 has {values[0]!r}")
+            raise UserError(f"{path}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
     if block_size is None:
         return config
     if block_size > config.block_size:

@@ -142,7 +142,7 @@ class Record:
     def _draw(self, path: Path) -> None:
         from classifier.plots import draw_curves  # here, since importing matplotlib takes a second
 
-        draw_curves(path, self.out / "log.csv", self.reference_accuracy)
+        draw_curves(path, self.out / "log.csv", self.progress.best.get("step", 0), self.reference_accuracy)
         gc.collect()  # figures are cycles of megabytes, which else pile up
 
     def _write_log(self, path: Path) -> None:

@@ -13,15 +13,12 @@ from typing import Any
 from classifier.dataset import load_meta, training_files
 from classifier.errors import UserError
 from classifier.files import file_sha256, written_whole
-from classifier.schema import EVALUATION, read_json
+from classifier.schema import EVALUATION, misfit, read_json
 from classifier.settings import MAY_CHANGE, differences
 
-ENDED_RUN = {  # the schema of what is read of a finished run's run.json
-    "settings": {"epochs": int, "max_steps": int, "init_from": str},
-    "data": {"files": dict},
-    "best": EVALUATION | {"sha256": str},
-    "ended": str,
-}
+# the schemas of what is read of a run.json
+BEGUN_RUN = {"settings": {"epochs": int, "max_steps": int, "init_from": str}, "data": {"files": dict}}
+ENDED_RUN = BEGUN_RUN | {"best": EVALUATION | {"sha256": str}, "ended": str}
 
 
 def run_seeds(script: str, settings: SimpleNamespace) -> None:
@@ -30,7 +27,7 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
 
     Raises:
-        UserError: a run failed; it has said why. Or a finished one had other settings or other data.
+        UserError: a run failed; it has said why. Or one that is there had other settings, data or initial weights.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--seeds runs one job after the other, so not under torchrun: give each run its --seed")
@@ -38,6 +35,8 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     results = {}
     for seed in settings.seeds:
         folder = out / f"seed-{seed}"
+        if not settings.overwrite:
+            _refuse_another(folder, settings)
         if settings.overwrite or not _is_done(folder, settings):
             print(f"seed {seed}: {folder}", flush=True)
             resume = (folder / "last.pt").is_file() and not settings.overwrite
@@ -70,29 +69,38 @@ def ended_run(folder: Path) -> dict[str, Any]:
 
 
 def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
-    """Return whether a finished run of the same length is in a folder.
-
-    Raises:
-        UserError: it is there, but had other settings or other data.
-    """
+    """Return whether a finished run of the same length is in a folder."""
     try:
-        run = ended_run(folder)
+        before = ended_run(folder)["settings"]
     except UserError:
         return False
-    before, files = run["settings"], run["data"]["files"]
-    if (before["epochs"], before["max_steps"]) != (settings.epochs, settings.max_steps):
-        return False
+    return (before["epochs"], before["max_steps"]) == (settings.epochs, settings.max_steps)
+
+
+def _refuse_another(folder: Path, settings: SimpleNamespace) -> None:
+    """Raise a UserError where a folder holds a run that had other settings, other data or other initial weights."""
+    if not any((folder / name).is_file() for name in ("best.pt", "last.pt")):
+        return
+    try:
+        run = read_json(folder / "run.json", BEGUN_RUN)
+    except UserError:  # resuming will complete it, or refuse
+        return
+    before = run["settings"]
     before["init_from"] = before["init_from"].removeprefix("./")  # as initial.new_model notes a folder down
     free = (MAY_CHANGE | {"seed"}) - {"init_from", "new_head"}
     free |= {"dtype"} if settings.dtype == "auto" else set()
     other = differences(before, vars(settings), free)
-    if training_files(load_meta(settings.data_dir)) != files:
+    if training_files(load_meta(settings.data_dir)) != run["data"]["files"]:
         other = f"it was trained on other data than what {settings.data_dir} holds now"
+    elif not other and settings.init_from.endswith(".pt"):
+        start = {"sha256": lambda value: value == file_sha256(settings.init_from)}
+        began = {"ancestors": lambda value: isinstance(value, list) and value and misfit(value[0], start) is None}
+        if misfit(run["data"], began) is not None:
+            other = f"it did not start from what is in {settings.init_from} now"
     if other:
         raise UserError(
             f"{folder} holds a run that was another one: {other}. Name another --out_dir, or --overwrite=True"
         )
-    return True
 
 
 def _run(words: list[str], resume: bool) -> None:

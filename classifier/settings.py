@@ -101,6 +101,7 @@ def load_settings(script: str) -> SimpleNamespace:
     until its errors.run(), Ctrl-C ends it without a traceback.
     """
     settings = errors.run(lambda: read_settings(script, sys.argv[1:]))
+    errors.run(lambda: _refuse_losing_the_start(settings))
     errors.quiet_interrupt()
     return settings
 
@@ -127,6 +128,16 @@ def read_settings(script: str, argv: list[str], table: dict[str, Setting] = SETT
         for name, value, origin in _read_argument(argument, defaults):
             settings[name] = _checked(name, value, origin, defaults, table)
     return SimpleNamespace(**settings)
+
+
+def _refuse_losing_the_start(settings: SimpleNamespace) -> None:
+    """Raise a UserError where the run would remove the checkpoint that it is to start from."""
+    start = os.path.realpath(settings.init_from)
+    is_inside = start.startswith(os.path.realpath(settings.out_dir) + os.sep)
+    if settings.overwrite and settings.init_from.endswith(".pt") and is_inside:
+        raise UserError(
+            f"--overwrite=True would remove {settings.init_from}, which training is to start from: name another out_dir"
+        )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> str:

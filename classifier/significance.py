@@ -62,12 +62,16 @@ def mean_difference(first_right: np.ndarray, second_right: np.ndarray) -> tuple[
         second_right: (seeds, examples) bool, the same of the second job; the seeds may be fewer or more.
     """
     rng = np.random.default_rng(0)
-    examples = first_right.shape[1]
-    share = rng.multinomial(examples, np.full(examples, 1 / examples), RESAMPLES) / examples  # (resamples, examples)
-    means = []
-    for right in (first_right, second_right):
-        seeds = len(right)
-        weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds  # (resamples, seeds)
-        means.append((share @ right.T * weight).sum(1))
-    low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
+    examples, both = first_right.shape[1], (first_right, second_right)
+    at_once = max(1, 10_000_000 // examples)  # resamples in memory
+    differences: list[np.ndarray] = []
+    for start in range(0, RESAMPLES, at_once):
+        count = min(at_once, RESAMPLES - start)
+        share = rng.multinomial(examples, np.full(examples, 1 / examples), count) / examples  # (resamples, examples)
+        weights = [
+            rng.multinomial(len(right), np.full(len(right), 1 / len(right)), count) / len(right) for right in both
+        ]
+        means = [(share @ right.T * weight).sum(1) for right, weight in zip(both, weights, strict=True)]
+        differences.append(means[0] - means[1])
+    low, high = np.quantile(np.concatenate(differences), (0.025, 0.975))
     return float(first_right.mean() - second_right.mean()), float(low), float(high)

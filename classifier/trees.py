@@ -1,17 +1,16 @@
 """The Stanford Sentiment Treebank's parse trees, in which every phrase has a label of its own (Socher et al. 2013)."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from classifier.errors import UserError
-from classifier.files import written_whole
 from classifier.tables import read_tsv
 
 ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
 FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
+MAX_LINE = 1 << 16  # bytes; a longer line is no sentence
 LABELS = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
 
 Phrase = tuple[str, int]  # as a TSV file of SST writes it, with a leading space, and its class number
@@ -43,14 +42,11 @@ def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
         for part, phrase in enumerate(tree[:-1], start=1):
             if _letters(phrase[0]) not in seen:
                 phrases.setdefault(phrase, f"{row.id}/{part}")
-    text = io.StringIO()
-    table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["id", "sentence", "sentiment"])
-    table.writerows([row.id, row.sentence, row.label] for row in sentences["train"])
-    table.writerows([id, *phrase] for phrase, id in phrases.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as f:
-        f.write(text.getvalue().encode())
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        table = csv.writer(f, delimiter="\t", lineterminator="\n")
+        table.writerow(["id", "sentence", "sentiment"])
+        table.writerows([row.id, row.sentence, row.label] for row in sentences["train"])
+        table.writerows([id, *phrase] for phrase, id in phrases.items())
 
 
 def read_trees(path: Path) -> Iterator[list[Phrase]]:
@@ -62,8 +58,12 @@ def read_trees(path: Path) -> Iterator[list[Phrase]]:
         UserError: with file and line number, at the first line that is no tree.
     """
     with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
+        number = 0
+        while line := f.readline(MAX_LINE + 1):
+            number += 1
             try:
+                if len(line) > MAX_LINE:
+                    raise ValueError
                 yield _phrases(line.decode("utf-8").rstrip("\n"))
             except (ValueError, LookupError):
                 raise UserError(f"{path}, line {number}: no tree with labels from 0 to 4") from None
@@ -74,7 +74,7 @@ def _phrases(line: str) -> list[Phrase]:
     begun: list[tuple[int, list[str]]] = []  # label and words so far, the innermost last
     tokens = (token for token in re.split("([() ])", line) if token.strip(" "))
     for token in tokens:
-        if token == "(":
+        if token == "(" and (begun or not phrases):
             begun.append((LABELS[next(tokens, "")], []))
         elif token == ")":
             label, words = begun.pop()

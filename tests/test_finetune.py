@@ -32,6 +32,7 @@ from classifier import checkpoint
 from classifier.batches import Features, Texts
 from classifier.device import compile_blocks
 from classifier.errors import UserError
+from classifier.files import file_sha256
 from classifier.initial import freeze_all_but_last
 from classifier.predict import cached_features, predict
 from classifier.pretrained import load_gpt2
@@ -689,3 +690,44 @@ def test_a_trunk_goes_on_to_a_task_of_other_classes(workspace):
         succeed(*run, "--new_head=True", cwd=workspace)
         succeed("evaluate.py", f"--ckpt={out}/best.pt", cwd=workspace)
         assert json.loads((workspace / out / "run.json").read_text())["settings"]["new_head"]
+
+
+def test_a_run_knows_the_checkpoints_that_it_began_from(workspace):
+    rows = (workspace / "data" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (workspace / "more.tsv").write_text("".join(rows[:100]), encoding="utf-8")
+    split = ["--train=data/sample/dev.tsv", "--dev=more.tsv", "--labels", "negative", "positive"]
+    succeed("prepare_own.py", *split, "--name=turned", cwd=workspace)  # trained on what is the sample's dev set
+    succeed(*RUN, "--data_dir=data/turned", "--max_steps=1", "--out_dir=a", cwd=workspace)
+    printed = succeed(*RUN, "--init_from=a/best.pt", "--max_steps=1", "--out_dir=b", cwd=workspace)
+    assert "note: a/best.pt was trained with another dev set" in printed
+    succeed(*RUN, "--init_from=b/best.pt", "--max_steps=1", "--out_dir=c", cwd=workspace)
+    succeed(*RUN, "--init_from=resume", "--max_steps=2", "--out_dir=c", cwd=workspace)
+    printed = succeed("evaluate.py", "--ckpt=c/last.pt", cwd=workspace)
+    assert "note: c/last.pt began as a/best.pt, trained on data/turned" in printed and "began as b" not in printed
+    ancestors = json.loads((workspace / "c" / "run.json").read_text())["data"]["ancestors"]
+    assert [start["path"] for start in ancestors] == ["b/best.pt", "a/best.pt"]
+    assert ancestors[0]["sha256"] == file_sha256(workspace / "b" / "best.pt")
+
+
+def test_the_checkpoint_to_start_from_is_not_removed(workspace):
+    succeed(*RUN, "--max_steps=1", cwd=workspace)
+    before = visible(workspace / "out")
+    for words in (["--init_from=out/best.pt"], ["--init_from=./out/../out/last.pt", "--seeds=[1]"]):
+        message = refuse(*RUN, *words, "--overwrite=True", cwd=workspace, run=command)
+        assert "--overwrite=True would remove" in message and visible(workspace / "out") == before
+
+
+def test_seeds_go_on_only_where_they_began(workspace):
+    for out, seed in (("a", 1), ("b", 2)):
+        succeed(*RUN, "--max_steps=1", f"--seed={seed}", f"--out_dir={out}", cwd=workspace)
+    shutil.copy(workspace / "a" / "best.pt", workspace / "start.pt")
+    succeed(*RUN, "--init_from=start.pt", "--max_steps=1", "--seed=1", "--out_dir=out/seed-1", cwd=workspace)
+    before = visible(workspace / "out" / "seed-1")
+    job = [*RUN, "--seeds=[1]", "--max_steps=2"]
+    assert "init_from was 'start.pt' and is now" in refuse(*job, "--init_from=b/best.pt", cwd=workspace)
+    assert "new_head was False" in refuse(*job, "--init_from=start.pt", "--new_head=True", cwd=workspace)
+    shutil.copy(workspace / "b" / "best.pt", workspace / "start.pt")
+    message = refuse(*job, "--init_from=start.pt", cwd=workspace)
+    assert "did not start from what is in start.pt now" in message and visible(workspace / "out" / "seed-1") == before
+    shutil.copy(workspace / "a" / "best.pt", workspace / "start.pt")
+    assert "mean" in succeed(*job, "--init_from=start.pt", cwd=workspace, run=command)

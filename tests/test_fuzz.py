@@ -116,7 +116,7 @@ def read_log(folder: Path) -> None:
     assert kept[0] == ",".join(COLUMNS) and all(row.count(",") == kept[0].count(",") for row in kept)
     path.unlink()
     try:
-        draw_curves(folder / "curves.svg", log, reference_accuracy=0.5)
+        draw_curves(folder / "curves.svg", log, best_step=10, reference_accuracy=0.5)
     finally:
         (folder / "curves.svg").unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ import json
 import re
 import statistics
 
-from conftest import refuse, succeed
+from conftest import PREPARE_SAMPLE, refuse, succeed
 from test_finetune import RUN, read_log, workspace  # noqa: F401, a fixture
 
 IN_FLOAT32 = ["--dtype", "float32"]  # as the runs
@@ -41,6 +41,21 @@ def test_runs_of_another_dev_set_or_none_are_refused(workspace):  # noqa: F811
     split = ["--train", sample / "dev.tsv", "--dev", sample / "train.tsv", "--name", "turned"]
     succeed("prepare_own.py", *split, cwd=workspace)
     message = refuse("bench/seeds.py", "out", "--data_dir", "data/turned", cwd=workspace)
-    assert "out/seed-1/best.pt has another dev set" in message
-    (workspace / "out" / "seed-1" / "last.pt").unlink()
-    assert "there is no checkpoint out/seed-1/last.pt" in refuse("bench/seeds.py", "out", cwd=workspace)
+    assert "out/seed-1/best.pt was trained on 'sample' (negative, positive), but data/turned holds" in message
+    dev = (sample / "dev.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (sample / "dev.tsv").write_text("".join(dev[:-1]), encoding="utf-8")
+    succeed(*PREPARE_SAMPLE, cwd=workspace)
+    message = refuse("bench/seeds.py", "out", cwd=workspace)
+    assert "out/seed-1/best.pt was evaluated on another dev set than data/sample's" in message
+    (workspace / "out" / "seed-1").rename(workspace / "out" / "seed-1-old")
+    assert "out has no folders seed-N" in refuse("bench/seeds.py", "out", cwd=workspace)
+
+
+def test_a_run_that_has_not_ended_is_not_compared(workspace):  # noqa: F811
+    succeed(*RUN, "--seeds=[1]", "--max_steps=1", cwd=workspace)
+    run = json.loads((workspace / "out" / "seed-1" / "run.json").read_text())
+    del run["ended"]
+    (workspace / "out" / "seed-1" / "run.json").write_text(json.dumps(run))
+    assert "out/seed-1/run.json is damaged or of another program: ended" in refuse(
+        "bench/seeds.py", "out", cwd=workspace
+    )

@@ -258,7 +258,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--data_dir", metavar="DIR", help="prepared folder (default: the one it was trained on)")
     add("--split", default="dev", help="train, dev or test (default: %(default)s)")
-    add("--compare", nargs="+", default=[], metavar="FILE", help="test the difference to another checkpoint")
+    add(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="test the difference to another (of several: to their mean)",
+    )
     add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
     add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")

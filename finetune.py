@@ -43,7 +43,7 @@ beta1 = 0.9  # AdamW's decay rate of the gradient's mean
 beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
-eval_interval = 0  # steps between evaluations inside an epoch; 0: only at its end
+eval_interval = 0  # steps between evaluations inside an epoch, beside that at its end; 0: none
 save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every ten minutes
 # reports
 reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none

@@ -26,7 +26,7 @@ BLOCK_SIZE = 64  # as in config/finetune_sst.py; only the table uses it
 
 def main() -> None:
     parser = course_parser(__doc__)
-    parser.add_argument("--phrases", action="store_true", help="train on the sentences' labelled phrases, too")
+    parser.add_argument("--phrases", action="store_true", help="with the sentences' labelled phrases: data/sst-phrases")
     options, folder = parser.parse_args(), FOLDER
     files = find_files(FILES, options.source, FOLDER, URL)
     with TemporaryDirectory() as temporary:

@@ -14,14 +14,14 @@ from sklearn.pipeline import make_pipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
 from classifier.dataset import Split, load_split
-from classifier.errors import UserError
 from classifier.tokenizer import load_tokenizer
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise UserError("name a prepared folder: python bench/baselines.py data/sst")
-    train, dev = (load_split(sys.argv[1], name) for name in ("train", "dev"))
+    parser = errors.argument_parser(__doc__)
+    parser.add_argument("data_dir", help="a prepared folder")
+    folder = parser.parse_args().data_dir
+    train, dev = (load_split(folder, name) for name in ("train", "dev"))
     majority = np.bincount(train.labels).argmax()
     print(f"majority class of train: dev accuracy {np.mean(dev.labels == majority):.3f}")
     classifier = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))

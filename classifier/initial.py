@@ -86,7 +86,11 @@ def load_trained(path: str, settings: SimpleNamespace, data: dict[str, Any]) -> 
     trained, saved = checkpoint.load(path)
     theirs, label_names, most = saved["data"]["label_names"], data["label_names"], trained.config.block_size
     if settings.block_size > most:
-        raise UserError(f"block_size {settings.block_size} is more than the {most} of {path}: train that with as many")
+        asked = settings.block_size
+        raise UserError(
+            f"block_size {asked} is more than the {most} positions of {path}: cut texts by --block_size={most}, "
+            f"or train that one anew with --block_size={asked}"
+        )
     if theirs != label_names and not settings.new_head:
         classes, ours = ", ".join(theirs), ", ".join(label_names)
         raise UserError(f"the head in {path} is for {classes}, and the data has {ours}: {TRUNK_ALONE}")

@@ -21,7 +21,7 @@ class Progress:
     epochs: int
     max_steps: int  # 0: no limit but the epochs
     token_budget: int  # of a micro-batch; halved when memory runs out
-    eval_interval: int = 0  # steps between evaluations; an epoch's end is one, too
+    eval_interval: int = 0  # steps between evaluations from an epoch's beginning on; its end is one, too
     step: int = 0  # steps that have been taken
     evaluated: int = 0  # step of the last evaluation that was regular
     seconds: float = 0.0  # of training, earlier parts of a resumed run included
@@ -62,7 +62,7 @@ class Progress:
 
     def is_regular(self, step: int) -> bool:
         """Return whether a run evaluates after so many steps wherever it ends: at the interval and an epoch's end."""
-        return step % self.steps_per_epoch == 0 or (self.eval_interval > 0 and step % self.eval_interval == 0)
+        return step % self.steps_per_epoch % (self.eval_interval or self.steps_per_epoch) == 0
 
     def examples_before(self, step: int) -> int:
         """Return how many examples all steps before this one take together; steps are counted from 0."""

@@ -177,7 +177,7 @@ PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 9, "max_ste
 
 def test_evaluations_at_the_interval_compete_with_those_at_an_epochs_end():
     progress = Progress.planned(SimpleNamespace(**PLAN, eval_interval=3), examples=20)
-    assert [step for step in range(1, 12) if progress.is_regular(step)] == [3, 5, 6, 9, 10]
+    assert [step for step in range(1, 12) if progress.is_regular(step)] == [3, 5, 8, 10]
     inside, end = {"step": 3, "accuracy": 0.9, "loss": 1.0}, {"step": 5, "accuracy": 0.5, "loss": 1.0}
     assert progress.is_better(inside, end) and not progress.is_better(end, inside)
     assert not progress.is_better(inside | {"step": 4}, end) and progress.is_better(end, inside | {"step": 4})

@@ -79,7 +79,7 @@ from torch.nn import functional as F
 from classifier import distributed
 from classifier.batches import Features, Texts, epoch_order
 from classifier.dataset import Split
-from classifier.device import autocast, choose_device, choose_dtype, compile_blocks, send, tune
+from classifier.device import autocast, choose_device, choose_dtype, compile_blocks, refuse_other_masks, send, tune
 from classifier.errors import UserError, is_out_of_memory
 from classifier.initial import describe, freeze_all_but_last, load_data, new_model
 from classifier.predict import cached_features, loss_and_accuracy, predict
@@ -205,8 +205,8 @@ def train() -> None:
     dtype, dtype_reason = choose_dtype(settings.dtype, device)
     settings.dtype = str(dtype).removeprefix("torch.")
     tune(device, settings.deterministic)
+    refuse_other_masks(device, settings.activation_checkpointing, settings.dropout)
     print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
-
     with Run.open(settings, data) as run:
         # model, optimizer, and where the run stands
         model, progress = run.model or new_model(settings, data), run.progress
@@ -220,13 +220,11 @@ def train() -> None:
         if run.is_complete:  # but for its record
             return
         describe(settings, model, *splits)
-
         net, train_set, dev_set = net_and_examples(model, splits, dtype)
         if settings.compile and net is model:
             some, budget = np.arange(min(len(train_set), 64)), progress.token_budget
             compile_blocks(model, lambda: accumulate_gradient(net, scaler, train_set, some, budget, dtype))
         replica = distributed.parallel(net)
-
         run.ready()
         while True:
             # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from classifier.errors import UserError, is_out_of_memory
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+FIRST_FAST = {"float32": 0, "float16": 7, "bfloat16": 8}  # major compute capability whose products are fast in it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,7 +46,8 @@ def _cuda_problem() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA GPU" if torch.version.cuda else "PyTorch is built without it"
     major, minor = torch.cuda.get_device_capability()
-    built_for = [int(arch.rpartition("_")[2].rstrip("af")) for arch in torch.cuda.get_arch_list()]
+    found = (re.fullmatch(r"(?:sm|compute)_([0-9]+)[af]?", arch) for arch in torch.cuda.get_arch_list())
+    built_for = [int(match[1]) for match in found if match]  # AMD's, as gfx90a, are not of this kind
     if 10 * major + minor < min(built_for, default=0):  # recent wheels leave out older GPUs, a GTX 1080 among them
         return (
             f"this PyTorch (CUDA {torch.version.cuda}) is built for compute capability {min(built_for) / 10} and up, "
@@ -66,7 +69,8 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     if setting == "float32" and _has_tf32(device):
         return torch.float32, "as asked, products in TF32"
     if setting != "auto":
-        return DTYPES[setting], "as asked"
+        is_slow = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < FIRST_FAST[setting]
+        return DTYPES[setting], "as asked, though slow on this GPU" if is_slow else "as asked"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = f"compute capability {major}.{minor}"
@@ -94,10 +98,24 @@ def tune(device: torch.device, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch's notes on reproducibility ask for
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention plans anew for every shape, and ours differ
     if _has_tf32(device):
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
         _keep_freed_memory()
+
+
+def refuse_other_masks(device: torch.device, activation_checkpointing: bool, dropout: float) -> None:
+    """Raise a UserError where recomputed activations would have other dropout masks, and gradients be wrong.
+
+    torch.utils.checkpoint draws the same masks again by restoring the generator's state, which it does not do on MPS.
+    """
+    if device.type == "mps" and activation_checkpointing and dropout > 0:
+        raise UserError(
+            "activation_checkpointing with dropout gives wrong gradients on an Apple GPU, where PyTorch cannot draw "
+            "the same masks again: leave it out and use a smaller batch_size, or --dropout=0"
+        )
 
 
 def _has_tf32(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -60,6 +61,8 @@ def main() -> None:
             print(json.dumps(loaded.saved["run"], indent=2, ensure_ascii=False, default=str))
         return
     check_outputs(arguments, models[0].saved["data"]["task"])
+    if sorted(map(os.path.realpath, arguments.compare)) == sorted(map(os.path.realpath, arguments.ckpt)):
+        raise UserError("--compare names what --ckpt names: there is no difference to test")
     device, device_reason = choose_device(arguments.device)
     dtype, dtype_reason = choose_dtype(arguments.dtype, device)
     tune(device)

@@ -121,6 +121,8 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
     only_one, only_other = int((right & ~other).sum()), int((other & ~right).sum())
     assert only_one + only_other > 0
     assert f"compared with out/best.pt + out-2/best.pt, dev accuracy {other.mean():.3f}" in printed
+    with pytest.raises(UserError, match="--compare names what --ckpt names: there is no difference to test"):
+        run_here("--ckpt", *both, "--compare", "out-2/best.pt", "./out/../out/best.pt")
     assert f"difference {right.mean() - other.mean():+.3f} (95% bootstrap interval" in printed
     assert f"right here and wrong there {only_one}, wrong here and right there {only_other}" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("device"))

@@ -1,7 +1,9 @@
 """Downloads, from a server on this machine: kept only when whole and of the right checksum."""
 
 import hashlib
+import io
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -10,6 +12,9 @@ from classifier.download import find_files
 from classifier.errors import UserError
 
 CONTENT = b"\tid\tsentence\tsentiment\n0\ta\tfine\t1\n"
+PACKED = io.BytesIO()
+with zipfile.ZipFile(PACKED, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("trees/a.txt", CONTENT)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -20,9 +25,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        content = PACKED.getvalue() if self.path.endswith(".zip") else CONTENT
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(CONTENT[:-5] if self.path == "/cut.csv" else CONTENT)
+        self.wfile.write(content[:-5] if self.path.startswith("/cut") else content)
 
     def log_message(self, *_):
         pass
@@ -61,6 +67,20 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path, name, sha256,
     with pytest.raises(UserError, match=message):
         find_files({"train": (name, sha256)}, None, tmp_path / "data", server.url)
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_file_comes_out_of_an_archive_or_is_refused(server, tmp_path):
+    files = {"trees": ("trees/a.txt", SHA256)}
+    found = find_files(files, None, tmp_path / "data", server.url + "all.zip")
+    assert found == {"trees": tmp_path / "data" / "trees" / "a.txt"} and found["trees"].read_bytes() == CONTENT
+    for archive, name, sha256 in (
+        ("cut.zip", "trees/a.txt", SHA256),
+        ("all.zip", "trees/b.txt", SHA256),
+        ("all.zip", "trees/a.txt", "0" * 64),
+    ):
+        with pytest.raises(UserError, match="sha256 is wrong"):
+            find_files({"trees": (name, sha256)}, None, tmp_path / "other", server.url + archive)
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
 
 
 def test_without_a_server_it_says_what_to_put_where(tmp_path):

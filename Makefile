@@ -33,7 +33,7 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	$(PY) -m pytest
 
 torture: .venv/ready-dev ## faults at every system call, kills, broken files and a long run, in full
-	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py
+	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py tests/test_fuzz.py
 
 .venv/ready: requirements.txt
 	@echo "installing into .venv (1.4 GB, with a CUDA build of PyTorch more)"

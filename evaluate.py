@@ -61,8 +61,6 @@ def main() -> None:
             print(json.dumps(loaded.saved["run"], indent=2, ensure_ascii=False, default=str))
         return
     check_outputs(arguments, models[0].saved["data"]["task"])
-    if sorted(map(os.path.realpath, arguments.compare)) == sorted(map(os.path.realpath, arguments.ckpt)):
-        raise UserError("--compare names what --ckpt names: there is no difference to test")
     device, device_reason = choose_device(arguments.device)
     dtype, dtype_reason = choose_dtype(arguments.dtype, device)
     tune(device)
@@ -280,6 +278,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.errors < 0:
         raise UserError(f"--errors must be 0 or more, not {arguments.errors}")
+    if sorted(map(os.path.realpath, arguments.compare)) == sorted(map(os.path.realpath, arguments.ckpt)):
+        raise UserError("--compare names what --ckpt names: there is no difference to test")
     return arguments
 
 

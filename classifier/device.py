@@ -74,9 +74,9 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = f"compute capability {major}.{minor}"
-        if major >= 8:
+        if major >= FIRST_FAST["bfloat16"]:
             return torch.bfloat16, f"{capability} has bfloat16"
-        if major == 7:
+        if major >= FIRST_FAST["float16"]:
             return torch.float16, f"{capability} has float16 but no bfloat16"
         return torch.float32, f"{capability} has neither bfloat16 nor fast float16"
     if device.type == "cpu":

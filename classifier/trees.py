@@ -40,8 +40,8 @@ def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
         if tree[-1] != (row.sentence, row.label):
             raise UserError(f"{tree_file}, line {number}: not the tree of {files['train']}, line {row.line}")
         for part, phrase in enumerate(tree[:-1], start=1):
-            if _letters(phrase[0]) not in seen:
-                phrases.setdefault(phrase, f"{row.id}/{part}")
+            if phrase not in phrases and _letters(phrase[0]) not in seen:
+                phrases[phrase] = f"{row.id}/{part}"
     with open(path, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, delimiter="\t", lineterminator="\n")
         table.writerow(["id", "sentence", "sentiment"])

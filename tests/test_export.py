@@ -282,6 +282,9 @@ def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, caps
         load(tmp_path / "hf", *"abced")
     with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .*--new_head=True"):
         load(tmp_path / "hf", *"ab")
+    for label_names in ("ba", "abced"):  # as the messages say
+        model = load_gpt2(str(tmp_path / "hf"), len(label_names), label_names=list(label_names), new_head=True)
+        assert torch.equal(model.wte.weight, theirs.transformer.wte.weight)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     for id2label in ({str(number): f"LABEL_{number}" for number in range(5)}, None, ["a"]):  # they say nothing
         (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"id2label": id2label}))

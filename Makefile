@@ -32,6 +32,14 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff check .
 	$(PY) -m pytest
 
+gpu: .venv/ready-dev ## where there is a CUDA GPU: everything about it checked, then measured (SOURCE=DIR as above)
+	@if $(PY) -c "import sys, torch; sys.exit(torch.cuda.is_available())"; then \
+	echo "no CUDA GPU here: nothing is checked"; else \
+	TEST_ON=cuda $(PY) -m pytest -n 0 tests/test_gpu.py -rA && \
+	$(PY) prepare_sst.py $(if $(SOURCE),--source $(SOURCE)) && \
+	$(PY) prepare_cfimdb.py $(if $(SOURCE),--source $(SOURCE)) && \
+	$(PY) bench/throughput.py --device cuda --out bench/gpu --overwrite; fi
+
 torture: .venv/ready-dev ## faults at every system call, kills, broken files and a long run, in full
 	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py tests/test_fuzz.py
 
@@ -45,4 +53,4 @@ torture: .venv/ready-dev ## faults at every system call, kills, broken files and
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo sst cfimdb record test torture
+.PHONY: help demo sst cfimdb record test gpu torture

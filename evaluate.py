@@ -63,7 +63,7 @@ def main() -> None:
     check_outputs(arguments, models[0].saved["data"]["task"])
     device, device_reason = choose_device(arguments.device)
     dtype, dtype_reason = choose_dtype(arguments.dtype, device)
-    tune(device)
+    tune(device, dtype)
     for loaded in models + others:
         if loaded.saved["data"]["label_names"] != models[0].saved["data"]["label_names"]:
             raise UserError(f"{loaded.path} has other classes than {models[0].path}: they cannot answer together")

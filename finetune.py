@@ -35,6 +35,7 @@ epochs = 20  # passes over the training data
 max_steps = 0  # end after so many optimizer steps, evaluate and save; 0: after the last epoch
 batch_size = 64  # sequences of block_size tokens that fit into memory at once
 gradient_accumulation_steps = 32  # a step averages over batch_size times so many examples, however cut
+token_budget = 0  # tokens in memory at once; 0: batch_size * block_size, on a GPU what its free memory holds
 learning_rate = 5e-5  # AdamW's, after the warm-up
 lr_schedule = "constant"  # constant, or cosine: decay to min_lr at the end of the last epoch
 warmup_steps = 0  # steps in which the learning rate rises linearly from 0
@@ -68,6 +69,7 @@ if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
         sys.exit()
 
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,15 +79,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifier import distributed
-from classifier.batches import Features, Texts, epoch_order
+from classifier.batches import Features, Step, Texts, collate, epoch_order
+from classifier.budget import free_memory, measured_cost, token_budget_for
 from classifier.dataset import Split
-from classifier.device import autocast, choose_device, choose_dtype, compile_blocks, refuse_other_masks, send, tune
+from classifier.device import choose_device, choose_dtype, compile_blocks, refuse_other_masks, tune
 from classifier.errors import UserError, is_out_of_memory
 from classifier.initial import describe, freeze_all_but_last, load_data, new_model
 from classifier.predict import cached_features, loss_and_accuracy, predict
 from classifier.progress import Progress
 from classifier.run import Run
-from model import GPT
+from model import GPT, casting
 
 
 def learning_rate_at(step: int, all_steps: int, settings: SimpleNamespace) -> float:
@@ -107,11 +110,11 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def next_examples(progress: Progress, seed: int) -> np.ndarray:
-    """Return the coming step's examples, its part of the epoch's permutation: (n,) indices."""
-    epoch, step = divmod(progress.step, progress.steps_per_epoch)
+def step_after(taken: int, progress: Progress, examples: Texts | Features, seed: int) -> Step:
+    """Cut and send the step that follows so many others: its part of the epoch's permutation."""
+    epoch, number = divmod(taken, progress.steps_per_epoch)
     order = epoch_order(progress.examples, seed, epoch)
-    return order[step * progress.step_size :][: progress.step_size]
+    return collate(examples, order[number * progress.step_size :][: progress.step_size], progress.token_budget)
 
 
 def seed_dropout(seed: int, step: int) -> None:
@@ -123,39 +126,29 @@ def seed_dropout(seed: int, step: int) -> None:
 def accumulate_gradient(
     net: nn.Module,
     scaler: torch.amp.GradScaler,
-    examples: Texts | Features,
-    indices: np.ndarray,
-    token_budget: int,
+    step: Step,
     dtype: torch.dtype,
     on_examples: Callable[[int], Any] = lambda count: None,
 ) -> Tensor:
-    """Add the gradient of the mean loss over some examples, however many micro-batches it takes; return that loss.
+    """Add the gradient of the mean loss over a step's examples, however many micro-batches it takes; return that loss.
 
     Of several processes each computes its share, and the sum goes round once, with the last micro-batch.
 
     Args:
         net: a GPT for Texts or its head for Features, as distributed.parallel returns it.
-        indices: (n,) the step's examples.
-        token_budget: tokens of a micro-batch, padding included where it is computed.
         on_examples: called with the number of examples of each micro-batch that is done.
     """
     net.train()
-    mine, weight = distributed.share(indices, examples.lengths), 1 / len(indices)
-    if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
-        mine, weight = indices[:1], 0.0
-    micro_batches = examples.cut(mine, token_budget)
-    total = torch.zeros((), device=examples.device)
-    with autocast(examples.device, dtype):  # around all micro-batches, so that weights are cast once
-        for number, chosen in enumerate(micro_batches, start=1):
-            labels = send(examples.labels[chosen].astype(np.int64), examples.device)
-            with distributed.reducing(net, is_last=number == len(micro_batches)):
+    total = torch.zeros((), device=step.micro_batches[0][1].device)
+    with casting(net, dtype):
+        for number, (inputs, labels) in enumerate(step.micro_batches, start=1):
+            with distributed.reducing(net, is_last=number == len(step.micro_batches)):
                 # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
-                loss = F.cross_entropy(net(examples.batch(chosen)), labels, reduction="sum") * weight
-                with torch.autocast(examples.device.type, enabled=False):  # backward keeps each operator's own dtype
-                    # DistributedDataParallel divides by the number of processes
-                    scaler.scale(loss * distributed.size()).backward()
+                loss = F.cross_entropy(net(inputs), labels, reduction="sum") * step.weight
+                # DistributedDataParallel divides by the number of processes
+                scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
-            on_examples(len(chosen))
+            on_examples(len(labels))
     return distributed.total(total)
 
 
@@ -192,6 +185,30 @@ def net_and_examples(
     return model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
 
 
+def warm_up(model: GPT, scaler: torch.amp.GradScaler, texts: Texts, token_budget: int, dtype: torch.dtype) -> None:
+    """Compile the blocks, if asked; and have a GPU that may choose its micro-batches measure what one costs."""
+    compute = partial(accumulate_gradient, model, scaler, dtype=dtype)
+    if settings.compile:
+        some = collate(texts, np.arange(min(len(texts), 64)), token_budget)
+        compile_blocks(model, partial(step_and_evaluation, model, scaler, some, dtype))
+    if may_fit(texts.device):
+        texts.micro_batch_cost = measured_cost(compute, texts, token_budget)
+        model.zero_grad(set_to_none=False)
+
+
+def step_and_evaluation(model: GPT, scaler: torch.amp.GradScaler, step: Step, dtype: torch.dtype) -> None:
+    """Compute all that blocks are compiled for."""
+    accumulate_gradient(model, scaler, step, dtype)
+    model.eval()
+    with torch.no_grad(), casting(model, dtype):
+        model(step.micro_batches[0][0])
+
+
+def may_fit(device: torch.device) -> bool:
+    """Return whether micro-batches are made for the device: not where the bits shall be the same on every run."""
+    return device.type == "cuda" and not settings.deterministic
+
+
 def main() -> None:
     """Train, as one of several processes or as the only one."""
     with distributed.joined(settings.device):
@@ -204,7 +221,7 @@ def train() -> None:
     device, device_reason = choose_device(settings.device)
     dtype, dtype_reason = choose_dtype(settings.dtype, device)
     settings.dtype = str(dtype).removeprefix("torch.")
-    tune(device, settings.deterministic)
+    tune(device, dtype, settings.deterministic)
     refuse_other_masks(device, settings.activation_checkpointing, settings.dropout)
     print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
     with Run.open(settings, data) as run:
@@ -213,6 +230,8 @@ def train() -> None:
         freeze_all_but_last(model, settings.trainable_blocks)
         model.activation_checkpointing = settings.activation_checkpointing
         model.to(device)
+        if may_fit(device) and not settings.token_budget:
+            progress.token_budget = token_budget_for(model, dtype, free_memory())
         groups = optimizer_groups(model, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -221,10 +240,10 @@ def train() -> None:
             return
         describe(settings, model, *splits)
         net, train_set, dev_set = net_and_examples(model, splits, dtype)
-        if settings.compile and net is model:
-            some, budget = np.arange(min(len(train_set), 64)), progress.token_budget
-            compile_blocks(model, lambda: accumulate_gradient(net, scaler, train_set, some, budget, dtype))
+        if net is model:
+            warm_up(model, scaler, train_set, progress.token_budget, dtype)
         replica = distributed.parallel(net)
+        step = step_after(progress.step, progress, train_set, settings.seed)
         run.ready()
         while True:
             # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints
@@ -233,27 +252,27 @@ def train() -> None:
             if progress.is_done:
                 break
 
-            indices = next_examples(progress, settings.seed)
             seed_dropout(settings.seed, progress.step)
             learning_rate = learning_rate_at(progress.step, progress.all_steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             try:
-                loss = accumulate_gradient(
-                    replica, scaler, train_set, indices, progress.token_budget, dtype, run.computed
-                )
+                loss = accumulate_gradient(replica, scaler, step, dtype, run.computed)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 run.ran_out_of_memory(int(train_set.lengths.max()))
                 optimizer.zero_grad(set_to_none=False)
-                continue  # with the same step
+                step = step_after(progress.step, progress, train_set, settings.seed)
+                continue
+            upcoming = step_after(progress.step + 1, progress, train_set, settings.seed)  # while the device computes
             try:
                 loss, grad_norm = update(model, optimizer, scaler, loss, settings.grad_clip)
             except UserError as error:
-                ids = ", ".join(splits[0].ids()[i] for i in indices[:3])
+                ids = ", ".join(splits[0].ids()[i] for i in step.indices[:3])
                 raise UserError(f"step {progress.step + 1}, on examples {ids}, ...: {error}") from None
             run.stepped(loss, grad_norm, learning_rate)
+            step = upcoming
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ Shapes: N tokens and S sequences in a batch, C = n_embd.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -71,14 +73,45 @@ class Batch:
         return cls(tokens.flatten(), positions.flatten(), ends, [(B, T)], B)
 
 
+class Linear(nn.Linear):
+    """A linear layer that multiplies in another dtype inside `casting`, by one cast copy of its weights."""
+
+    cast: tuple[Tensor, Tensor] | None = None
+
+    def in_use(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias as products take them."""
+        return self.cast or (self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.in_use()
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
+@contextmanager
+def casting(net: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the trunk's linear layers multiply in dtype for the length of a block; all else stays as it is, in float32.
+
+    Weights are cast once, however many forward and backward passes follow, recomputed activations included, as
+    torch.autocast does not: it casts anew in each recomputation.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, Linear)] if dtype != torch.float32 else []
+    for layer in layers:
+        layer.cast = layer.weight.to(dtype), layer.bias.to(dtype)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast = None
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, groups: Groups, ends: Tensor | None = None) -> Tensor:
         """Attend from every token, (N, C) -> (N, C), or only from those at `ends` (S,), one a sequence: (S, C)."""
@@ -86,10 +119,10 @@ class Attention(nn.Module):
         if ends is None:
             y = attention(self.c_attn(x), groups, self.n_head, p)
         else:
+            weight, bias = self.c_attn.in_use()
             C = x.shape[1]
-            w_q, w_kv = self.c_attn.weight.split([C, 2 * C])
-            b_q, b_kv = self.c_attn.bias.split([C, 2 * C])
-            q, kv = F.linear(x[ends], w_q, b_q), F.linear(x, w_kv, b_kv)
+            (w_q, w_kv), (b_q, b_kv) = weight.split([C, 2 * C]), bias.split([C, 2 * C])
+            q, kv = F.linear(x[ends].to(weight.dtype), w_q, b_q), F.linear(x.to(weight.dtype), w_kv, b_kv)
             y = attention_from(ends, q, kv, groups, self.n_head, p)
         return self.c_proj(y)
 
@@ -99,8 +132,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -125,14 +158,6 @@ class Block(nn.Module):
         return add_dropout(x, self.mlp(self.ln_2(x)), p)
 
 
-class Head(nn.Linear):
-    """The classification head, in full precision, which costs nothing here: (S, C) -> (S, num_classes)."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features)
-
-
 class GPT(nn.Module):
     """GPT-2's trunk and a linear classification head on the last real token."""
 
@@ -146,7 +171,7 @@ class GPT(nn.Module):
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
             self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
-            self.head = Head(config.n_embd, config.num_classes)
+            self.head = nn.Linear(config.n_embd, config.num_classes)  # in float32, which costs nothing here
         self.to_empty(device=torch.get_default_device())
         self._init_weights()
 
@@ -173,8 +198,7 @@ class GPT(nn.Module):
         for block in self.h[:-1]:
             x = self._apply_block(block, x, batch.groups)
         x = self._apply_block(self.h[-1], x, batch.groups, batch.ends)  # of it nothing else is needed
-        with torch.autocast(x.device.type, enabled=False):
-            return self.ln_f(x[: batch.size].to(self.ln_f.weight.dtype))
+        return self.ln_f(x[: batch.size])
 
     def _apply_block(self, block: Block, x: Tensor, groups: Groups, ends: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and self.training:

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
 from classifier.dataset import load_meta, load_split, training_files
-from classifier.device import choose_device, choose_dtype, tune
+from classifier.device import choose_device, choose_dtype
 from classifier.errors import UserError
 from classifier.predict import average
 from classifier.seeds import ended_run
@@ -45,7 +45,6 @@ def main() -> None:
     folders = [seed_folders(Path(job)) for job in arguments.jobs]
     data_dir = arguments.data_dir or load(folders[0][0] / "best.pt").saved["data"]["folder"]
     device, _ = choose_device("auto")
-    tune(device)
     meta = load_meta(data_dir)
     jobs = [answers(runs, data_dir, meta, device) for runs in folders]
     print(HEADER)

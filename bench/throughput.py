@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifier import errors
-from classifier.batches import Texts, epoch_order
+from classifier.batches import Texts, collate, epoch_order
+from classifier.budget import free_memory, measured_cost, token_budget_for
 from classifier.dataset import Split, load_meta, load_split
-from classifier.device import autocast, choose_dtype, compile_blocks, send, tune
+from classifier.device import choose_dtype, compile_blocks, send, tune
 from classifier.errors import UserError
 from classifier.files import written_whole
 from classifier.settings import read_settings
@@ -187,21 +188,30 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     """Time finetune.py's own function on a whole step, after another one as a warm-up."""
     device, token_budget = settings.device, settings.batch_size * settings.block_size
     dtype, _ = choose_dtype("auto", device)
-    tune(device)
+    tune(device, dtype)
     config = GPTConfig(settings.num_classes, settings.block_size, dropout=settings.dropout, **settings.shape)
     model = GPT(config).to(device)
     texts = Texts(split, model, is_compiled=compiled)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
+    if device.type == "cuda":
+        token_budget = token_budget_for(model, dtype, free_memory())
     if compiled:
-        some = np.arange(min(len(split), 64))
-        compile_blocks(model, lambda: accumulate_gradient(model, scaler, texts, some, token_budget, dtype))
-    for epoch in range(2):
-        indices = epoch_order(len(split), 0, epoch)[: settings.examples]
+        some = collate(texts, np.arange(min(len(split), 64)), token_budget)
+        compile_blocks(model, lambda: accumulate_gradient(model, scaler, some, dtype))
+    if device.type == "cuda":
+        texts.micro_batch_cost = measured_cost(
+            lambda step: accumulate_gradient(model, scaler, step, dtype), texts, token_budget
+        )
+    steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(3)]
+    step = collate(texts, steps[0], token_budget)
+    for upcoming in steps[1:]:
         started = synchronize(device)
-        accumulate_gradient(model, scaler, texts, indices, token_budget, dtype)
+        accumulate_gradient(model, scaler, step, dtype)
+        timed, step = step, collate(texts, upcoming, token_budget)  # while the device computes, as finetune.py does
         seconds = synchronize(device) - started
-    batches = [(chosen, texts.batch(chosen)) for chosen in texts.cut(indices, token_budget)]
-    return dtype, seconds, [(len(m), int(texts.lengths[m].sum()), len(batch.tokens)) for m, batch in batches]
+    chosen = texts.cut(timed.indices, token_budget)
+    sizes = [len(inputs.tokens) for inputs, _ in timed.micro_batches]
+    return dtype, seconds, [(len(m), int(texts.lengths[m].sum()), size) for m, size in zip(chosen, sizes, strict=True)]
 
 
 def trainer(
@@ -324,7 +334,7 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
             sequence = split.sequence(example, T)
             tokens[row, : len(sequence)] = sequence
             targets[row, len(sequence) - 1] = split.labels[example]  # the class as the next token
-        with autocast(device, dtype):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = loss_of(send(tokens, device), send(targets, device))
         loss.backward()
 

@@ -1,20 +1,22 @@
 """From a split's examples to micro-batches of little padding, the same way for training and for prediction.
 
 Texts feeds a GPT, Features feeds its head alone. Both have a length, `labels`, `lengths`, `device` and two methods:
-cut() says which examples go together, batch() makes the network's input of them.
+cut() says which examples go together, batch() makes the network's input of them. collate() does both for a whole step.
 """
 
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from classifier import distributed
 from classifier.dataset import Split
 from classifier.device import send
 from model import GPT, Batch
 
-MICRO_BATCH_COST = 192  # tokens that a GPU computes while one more micro-batch is launched: a guess
+MICRO_BATCH_COST = 192  # tokens that a GPU computes in the time that one more micro-batch costs, until it is measured
 
 
 class Texts:
@@ -30,6 +32,7 @@ class Texts:
         self.block_size, self.device = model.config.block_size, model.head.weight.device
         self.lengths = split.lengths(self.block_size)  # (examples,) in tokens
         self.is_packed = self.device.type == "cpu" and not is_compiled
+        self.micro_batch_cost = MICRO_BATCH_COST
         # what a group more costs is an estimate: the time of one or two tokens at GPT-2's width, more in a narrow model
         self.most_padding = min(2**20 // model.config.n_embd**2, 64)
 
@@ -38,7 +41,7 @@ class Texts:
 
     def cut(self, indices: np.ndarray, token_budget: int) -> list[np.ndarray]:
         """Sort examples by length and cut them into micro-batches of at most token_budget tokens."""
-        return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed)
+        return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed, self.micro_batch_cost)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """Return some examples, (n,) indices sorted by length, longest first, as the input of a GPT."""
@@ -75,13 +78,44 @@ class Features:
         return self.features[torch.from_numpy(indices)].to(self.device)
 
 
+class Step(NamedTuple):
+    """What this process computes of an optimizer step, on its device."""
+
+    indices: np.ndarray  # (n,) the examples of all processes
+    micro_batches: list[tuple[Batch | Tensor, Tensor]]  # inputs, and int64 (examples,) labels
+    weight: float  # of each example's loss in the step's mean
+
+
+def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) -> Step:
+    """Cut a step's examples into micro-batches and send them to the device, which may be busy: nobody waits.
+
+    Of several processes each takes its share.
+
+    Args:
+        indices: (n,) the step's examples.
+        token_budget: tokens of a micro-batch, padding included where it is computed.
+    """
+    mine, weight = distributed.share(indices, examples.lengths), 1 / len(indices)
+    if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
+        mine, weight = indices[:1], 0.0
+    micro_batches = [
+        (examples.batch(chosen), send(examples.labels[chosen].astype(np.int64), examples.device))
+        for chosen in examples.cut(mine, token_budget)
+    ]
+    return Step(indices, micro_batches, weight)
+
+
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order in which an epoch visits the examples, a permutation that depends on seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def cut_into_micro_batches(
-    indices: np.ndarray, lengths: np.ndarray, token_budget: int, is_packed: bool
+    indices: np.ndarray,
+    lengths: np.ndarray,
+    token_budget: int,
+    is_packed: bool,
+    micro_batch_cost: int = MICRO_BATCH_COST,
 ) -> list[np.ndarray]:
     """Sort examples by length and cut them into micro-batches of at most token_budget tokens.
 
@@ -94,11 +128,14 @@ def cut_into_micro_batches(
         token_budget: a sequence that is longer makes a micro-batch of its own.
         is_packed: only real tokens count, and each micro-batch is filled (pack() may add some padding). Otherwise
             padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with
-            MICRO_BATCH_COST for each micro-batch.
+            micro_batch_cost tokens for each micro-batch.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
-    find_ends = _filled_ends if is_packed else _cheapest_ends
-    ends = find_ends(lengths[order], token_budget)
+    sorted_lengths = lengths[order]
+    if is_packed:
+        ends = _filled_ends(sorted_lengths, token_budget)
+    else:
+        ends = _cheapest_ends(sorted_lengths, token_budget, micro_batch_cost)
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])
@@ -113,7 +150,7 @@ def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     return np.maximum(ends, np.arange(1, len(totals))).tolist()  # one at least, however small the budget
 
 
-def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
+def _cheapest_ends(lengths: np.ndarray, token_budget: int, micro_batch_cost: int) -> list[int]:
     """Return where the micro-batch that starts at each example ends, if all are padded and the cut costs least."""
     longest, count = lengths.tolist(), len(lengths)
     rows = np.arange(1, count + 1)
@@ -125,7 +162,7 @@ def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
         # for each number of examples, its padded size and what then remains
         costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
-        cost[start] = costs[ends[start] - start - 1] + MICRO_BATCH_COST
+        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
     return ends
 
 

@@ -63,7 +63,8 @@ def attention(qkv: Tensor, groups: Groups, n_head: int, p: float) -> Tensor:
     if _is_by_hand(qkv):
         return _Attention.apply(qkv, groups, n_head, p)
     ((B, T),) = groups
-    q, k, v = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    # in this order, so that the gradients of the three are put together by one copy
+    q, k, v = (part.transpose(1, 2) for part in qkv.view(B, T, 3, n_head, -1).unbind(2))  # (B, H, T, D) each
     y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
     return y.transpose(1, 2).reshape(B * T, -1)
 
@@ -84,7 +85,7 @@ def attention_from(ends: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: 
     outputs = []
     for (rows, B, T), lasts, queries, keys_values in parts:
         queries = queries.view(B, n_head, 1, -1)
-        keys, values = keys_values.view(B, T, 2, n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        keys, values = (part.transpose(1, 2) for part in keys_values.view(B, T, 2, n_head, -1).unbind(2))
         padding = torch.arange(rows.start, rows.stop, device=q.device).view(B, T) > lasts[:, None]
         scores = (queries @ keys.transpose(2, 3)) * queries.shape[3] ** -0.5  # (B, H, 1, T)
         probabilities = scores.masked_fill(padding[:, None, None], -math.inf).softmax(-1).to(kv.dtype)

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -88,8 +87,8 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"the safe choice on {device.type}"
 
 
-def tune(device: torch.device, deterministic: bool = False) -> None:
-    """Change the process's settings to what is fast on a device: TF32 on a GPU that has it, malloc's on a CPU.
+def tune(device: torch.device, dtype: torch.dtype, deterministic: bool = False) -> None:
+    """Change the process's settings to what is fast on a device: TF32 for float32 on a GPU, malloc's on a CPU.
 
     Args:
         deterministic: use only kernels that give the same bits every time. PyTorch raises where it has none.
@@ -100,7 +99,7 @@ def tune(device: torch.device, deterministic: bool = False) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention plans anew for every shape, and ours differ
-    if _has_tf32(device):
+    if dtype == torch.float32 and _has_tf32(device):  # else the head alone is in float32, and stays exact
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
         _keep_freed_memory()
@@ -140,16 +139,11 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Return the context in which matrix products run in dtype."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
 def compile_blocks(model: nn.Module, warm_up: Callable[[], object]) -> None:
     """Compile a GPT's blocks, for sequences of any length and number, and print how long it took.
 
     Args:
-        warm_up: a forward and a backward pass, which make PyTorch compile; the gradient is thrown away.
+        warm_up: a step and an evaluation, which make PyTorch compile; the gradient is thrown away.
 
     Raises:
         UserError: PyTorch cannot compile on this machine.

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from classifier.errors import UserError
 
 TORCHRUN_SETS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment
 # how gloo and NCCL word that another process has gone
+PATIENCE = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
@@ -55,7 +57,7 @@ def _join(device: str) -> None:
             raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None
@@ -90,12 +92,25 @@ def parallel(model: nn.Module) -> nn.Module:
     if size() == 1:
         return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def reducing(net: nn.Module, is_last: bool) -> AbstractContextManager:
     """Return the context of a micro-batch's backward pass: the gradients go round once, with the last one."""
-    return nullcontext() if is_last or not isinstance(net, DistributedDataParallel) else net.no_sync()
+    if not isinstance(net, DistributedDataParallel):
+        return nullcontext()
+    if is_last:
+        _meet()
+    return nullcontext() if is_last else net.no_sync()
+
+
+def _meet() -> None:
+    """Wait until all processes have come this far: gloo raises an error where one has ended.
+
+    NCCL might wait for it until torchrun kills this process, in a kernel that no signal interrupts.
+    """
+    dist.all_reduce(torch.zeros(()))
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def run(main: Callable[[], Result], after_interrupt: str = "", must_print: bool 
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            fail("out of memory: use a smaller batch_size, block_size or model")
+            fail("out of memory: use a smaller token_budget, block_size or model, or free some")
         raise
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)

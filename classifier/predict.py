@@ -1,6 +1,7 @@
 """A model's answers for a whole split, in few micro-batches of little padding, and how good they are."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch.nn import functional as F
 
 from classifier import distributed
 from classifier.batches import Features, Texts
-from classifier.device import autocast
-from classifier.errors import UserError
-from model import GPT, Batch
+from classifier.errors import UserError, is_out_of_memory
+from model import GPT, Batch, casting
 
 TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results
 
@@ -28,7 +28,8 @@ def predict(
 ) -> Tensor:
     """Return a network's outputs for a whole split, in its order: float32 (examples, K) on the CPU.
 
-    Of several processes each computes its share, and all of them return the whole.
+    Of several processes each computes its share, and all of them return the whole. What does not fit into memory is cut
+    in two.
 
     Args:
         net: a GPT for Texts, its head for Features; put into evaluation mode.
@@ -37,22 +38,36 @@ def predict(
         compute: what to call instead of net itself: its method features.
 
     Raises:
-        UserError: some outputs are not finite.
+        UserError: some outputs are not finite, or memory does not do for one example.
     """
     net.eval()
     compute = compute or net
     indices, is_shared = np.arange(len(examples)), len(examples) >= distributed.size()
     if is_shared:
         indices = distributed.share(indices, examples.lengths)
-    micro_batches = examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max())))
-    parts = []
-    with autocast(examples.device, dtype):  # around all micro-batches, so that weights are cast once
-        for chosen in micro_batches:
-            parts.append(compute(examples.batch(chosen)))
+    to_do = deque(examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max()))))
+    order, parts = [], []
+    with casting(net, dtype):
+        while to_do:
+            chosen = to_do.popleft()
+            try:
+                parts.append(compute(examples.batch(chosen)))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(chosen) == 1:
+                    raise UserError(
+                        f"out of memory with a single text of {examples.lengths[chosen[0]]} tokens: what else uses "
+                        "this memory? --device=cpu has the machine's"
+                    ) from None
+                half = len(chosen) // 2
+                to_do.extendleft([chosen[half:], chosen[:half]])
+                continue
+            order.append(chosen)
             on_examples(len(chosen))
     outputs = torch.cat(parts).cpu()  # the only wait for the device
     whole = outputs.new_zeros(len(examples), outputs.shape[1])
-    whole.index_copy_(0, torch.from_numpy(np.concatenate(micro_batches)), outputs)
+    whole.index_copy_(0, torch.from_numpy(np.concatenate(order)), outputs)
     if is_shared:
         whole = distributed.total(whole)
     if not whole.isfinite().all():

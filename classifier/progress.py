@@ -33,7 +33,7 @@ class Progress:
     def planned(cls, settings: SimpleNamespace, examples: int) -> "Progress":
         """Return the progress of a run that has yet to take its first step."""
         step_size = settings.batch_size * settings.gradient_accumulation_steps
-        token_budget = settings.batch_size * settings.block_size
+        token_budget = settings.token_budget or settings.batch_size * settings.block_size
         return cls(examples, step_size, settings.epochs, settings.max_steps, token_budget, settings.eval_interval)
 
     @property

@@ -133,7 +133,7 @@ class Run:
     def ran_out_of_memory(self, longest: int) -> None:
         """Have the same step taken again in smaller micro-batches; longest: the tokens of the longest sequence."""
         if distributed.size() > 1:  # all would have to agree, in the middle of a step
-            raise UserError("out of memory: halve batch_size and double gradient_accumulation_steps")
+            raise UserError(f"out of memory: try --token_budget={self.progress.token_budget // 2}")
         self.progress.halve_token_budget(longest)
         self.display.set_back()
 

@@ -66,6 +66,7 @@ SETTINGS = {
     "max_steps": Setting(NOT_NEGATIVE, may_change=True),
     "batch_size": Setting(POSITIVE),
     "gradient_accumulation_steps": Setting(POSITIVE),
+    "token_budget": Setting(NOT_NEGATIVE, may_change=True, is_local=True),
     "learning_rate": Setting(POSITIVE),
     "lr_schedule": Setting(_one_of("constant", "cosine")),
     "warmup_steps": Setting(NOT_NEGATIVE),
@@ -90,7 +91,11 @@ SETTINGS = {
     "activation_checkpointing": Setting(may_change=True),
 }
 MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
-ADDED = {"eval_interval": 0, "new_head": False}  # since checkpoints were first written, and what held before
+ADDED = {
+    "eval_interval": 0,
+    "new_head": False,
+    "token_budget": 0,
+}  # since checkpoints were first written, and what held before
 ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
 
 

@@ -1,7 +1,5 @@
 """Micro-batches: every example once, next to no padding, and the same logits however they are laid out."""
 
-from unittest import mock
-
 import numpy as np
 import pytest
 import torch
@@ -49,8 +47,7 @@ def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):
         ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
         return min((ordered[start] * (end - start) + cost + least(end) for end in ends), default=0)
 
-    with mock.patch("classifier.batches.MICRO_BATCH_COST", cost):
-        cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False)
+    cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False, micro_batch_cost=cost)
     assert sum(len(batch) * int(lengths[batch].max()) + cost for batch in cut) == least(0)
 
 

@@ -77,8 +77,11 @@ def test_tuning_for_a_gpu_turns_off_attention_that_plans_for_every_shape():
     before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
     try:
         with machine, version:
-            tune(CUDA)
-        assert torch.get_float32_matmul_precision() == "high" and not torch.backends.cuda.cudnn_sdp_enabled()
+            tune(CUDA, torch.bfloat16)
+            assert torch.get_float32_matmul_precision() == "highest"  # the head's, which alone is in float32
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            tune(CUDA, torch.float32)
+            assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cuda.enable_cudnn_sdp(before[1])

@@ -16,7 +16,7 @@ from conftest import REPO, command, random_split, refuse, succeed
 from torch import multiprocessing
 
 from classifier import checkpoint, distributed
-from classifier.batches import Texts
+from classifier.batches import Texts, collate
 from classifier.initial import freeze_all_but_last
 from classifier.predict import predict
 from finetune import accumulate_gradient
@@ -57,7 +57,7 @@ def gradients(seed: int) -> list[dict]:
 
             replica.register_comm_hook(None, hook)
         indices = np.random.default_rng(0).permutation(60)[:examples]
-        loss = accumulate_gradient(replica, NO_SCALER, texts, indices, budget, torch.float32)
+        loss = accumulate_gradient(replica, NO_SCALER, collate(texts, indices, budget), torch.float32)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
         mine = distributed.share(indices, split.lengths(24))
         results.append(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,9 +28,10 @@ from conftest import (
     visible,
 )
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from classifier import checkpoint
-from classifier.batches import Features, Texts
+from classifier.batches import Features, Texts, collate
 from classifier.device import compile_blocks
 from classifier.errors import UserError
 from classifier.files import file_sha256
@@ -37,8 +39,8 @@ from classifier.initial import freeze_all_but_last
 from classifier.predict import cached_features, predict
 from classifier.pretrained import load_gpt2
 from classifier.settings import ADDED
-from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, update
-from model import GPT, Batch, GPTConfig
+from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, step_and_evaluation, update
+from model import GPT, Batch, GPTConfig, Linear
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=64", "--dtype=float32"]
@@ -84,7 +86,7 @@ def padded(split, indices, block_size) -> Batch:
 def gradient(model, split, indices, token_budget, is_compiled=False) -> tuple[torch.Tensor, float]:
     model.zero_grad()
     texts = Texts(split, model, is_compiled)
-    loss = accumulate_gradient(model, NO_SCALER, texts, indices, token_budget, torch.float32)
+    loss = accumulate_gradient(model, NO_SCALER, collate(texts, indices, token_budget), torch.float32)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss.item()
 
 
@@ -108,7 +110,7 @@ def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_pa
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
     split = random_split(60, 40, 97, 5)
     indices, texts = np.arange(60), Texts(split, model)
-    loss = accumulate_gradient(model, NO_SCALER, texts, indices, 100, torch.bfloat16)
+    loss = accumulate_gradient(model, NO_SCALER, collate(texts, indices, 100), torch.bfloat16)
     once = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total = 0.0
@@ -116,13 +118,36 @@ def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_pa
     assert len(micro_batches) > 10
     for micro_batch in micro_batches:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(texts.batch(micro_batch))
+            features = model.features(texts.batch(micro_batch))
+        logits = model.head(features)
         part = F.cross_entropy(logits, torch.from_numpy(split.labels[micro_batch].astype(np.int64)), reduction="sum")
         (part / 60).backward()
         total += part.item() / 60
     assert loss.item() == pytest.approx(total, rel=1e-6)
     for name, parameter in model.named_parameters():
         assert (once[name] - parameter.grad).norm() <= 1e-6 * parameter.grad.norm(), name
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("trained_blocks", [-1, 1])
+def test_each_weight_is_cast_once_a_step_however_often_it_is_used(recomputes, trained_blocks):
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+                cast.append(args[0].data_ptr())
+            return operator(*args, **(kwargs or {}))
+
+    cast = []
+    model = GPT(GPTConfig(5, 24, 97, 3, 2, 16, dropout=0.2))
+    model.activation_checkpointing = recomputes
+    freeze_all_but_last(model, trained_blocks)
+    step = collate(Texts(random_split(60, 40, 97, 5), model), np.arange(60), 300)
+    assert len(step.micro_batches) > 3
+    with Casts():
+        accumulate_gradient(model, NO_SCALER, step, torch.bfloat16)
+    weights = {p.data_ptr() for layer in model.modules() if isinstance(layer, Linear) for p in layer.parameters()}
+    assert len(weights) == 3 * 4 * 2 and sorted(pointer for pointer in cast if pointer in weights) == sorted(weights)
+    assert all(layer.cast is None for layer in model.modules() if isinstance(layer, Linear))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,7 +161,7 @@ def test_activation_checkpointing_changes_no_bit_of_the_gradient(dtype):
         hook = model.h[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model.zero_grad()
         torch.manual_seed(1)
-        loss = accumulate_gradient(model, NO_SCALER, Texts(split, model), np.arange(60), 300, dtype)
+        loss = accumulate_gradient(model, NO_SCALER, collate(Texts(split, model), np.arange(60), 300), dtype)
         results.append((loss, [p.grad.clone() for p in model.parameters()], len(calls)))
         hook.remove()
     (loss, gradient, calls), (same_loss, same_gradient, twice) = results
@@ -154,11 +179,17 @@ def test_compiled_blocks_give_the_same_gradient(monkeypatch, capsys):
     random = np.random.default_rng(0)
     split = make_split([random.integers(97, size=4 + i // 4).tolist() for i in range(60)], [i % 5 for i in range(60)])
     eager, _ = gradient(model, split, np.arange(60), 100)
-    compile_blocks(model, lambda: gradient(model, split, np.arange(60), 100, is_compiled=True))
+    texts = Texts(split, model, is_compiled=True)
+    some = collate(texts, np.arange(60), 100)
+    compile_blocks(model, partial(step_and_evaluation, model, NO_SCALER, some, torch.float32))
     assert capsys.readouterr().out.startswith("compile: ")
     assert all(not p.grad.any() for p in model.parameters())  # compiling leaves nothing behind
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     compiled, _ = gradient(model, split, np.arange(60), 100, is_compiled=True)
     assert (compiled - eager).norm() <= 1e-5 * eager.norm()
+    gradient(model, split, np.arange(37), 150, is_compiled=True)
+    predict(model, texts, torch.float32)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs == 4  # nothing is left for later
 
 
 def test_what_cannot_be_compiled_is_a_users_error(monkeypatch):
@@ -182,7 +213,7 @@ def test_frozen_blocks_have_no_part_in_the_backward_pass(blocks):
     for number, block in enumerate(model.h):
         block.register_full_backward_hook(lambda *_, number=number: backward_through.append(number))
     with warnings.catch_warnings(action="ignore"):  # of a hook on a module whose inputs need no gradient
-        accumulate_gradient(model, NO_SCALER, Texts(split, model), np.arange(20), 1000, torch.float32)
+        accumulate_gradient(model, NO_SCALER, collate(Texts(split, model), np.arange(20), 1000), torch.float32)
     assert set(backward_through) == set(range(3 - blocks, 3))
     trained = {
         name.removesuffix(".weight").removesuffix(".bias") for name, p in model.named_parameters() if p.requires_grad
@@ -220,7 +251,7 @@ def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path,
     our_losses, their_losses = [], []
     for step in range(10):
         indices = np.arange(step * 24, step * 24 + 24)
-        loss = accumulate_gradient(ours, NO_SCALER, Texts(split, ours), indices, 160, torch.float32)
+        loss = accumulate_gradient(ours, NO_SCALER, collate(Texts(split, ours), indices, 160), torch.float32)
         our_losses.append(update(ours, optimizer, NO_SCALER, loss, grad_clip)[0])
 
         sequences = [torch.from_numpy(split.sequence(i, 40).astype(np.int64)) for i in indices]
@@ -272,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     before = model.wte.weight.clone()
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1))
     texts = Texts(make_split([[1, 2]], [0]), model)
-    loss = accumulate_gradient(model, NO_SCALER, texts, np.array([0]), 32, torch.float32)
+    loss = accumulate_gradient(model, NO_SCALER, collate(texts, np.array([0]), 32), torch.float32)
     with pytest.raises(UserError, match="the step was not taken"):
         update(model, optimizer, NO_SCALER, loss, 1.0)
     assert torch.equal(model.wte.weight, before)
@@ -535,11 +566,11 @@ def test_training_the_head_on_cached_features_is_training_it_in_the_model():
     texts = Texts(random_split(30, 24, 97, 5), model)
     freeze_all_but_last(model, 0)
     indices = np.array([3, 1, 4, 15, 9, 2, 6])
-    loss = accumulate_gradient(model, NO_SCALER, texts, indices, 100, torch.float32)
+    loss = accumulate_gradient(model, NO_SCALER, collate(texts, indices, 100), torch.float32)
     expected = [p.grad.clone() for p in model.head.parameters()]
     model.zero_grad()
     features = cached_features(model, texts, torch.float32)
-    same_loss = accumulate_gradient(model.head, NO_SCALER, features, indices, 100, torch.float32)
+    same_loss = accumulate_gradient(model.head, NO_SCALER, collate(features, indices, 100), torch.float32)
     assert loss.item() == pytest.approx(same_loss.item(), rel=1e-6)
     for parameter, gradient in zip(model.head.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)

@@ -1,0 +1,290 @@
+"""What holds on a GPU, for `make gpu`, at GPT-2 small's size. `make test` runs the same on a CPU, small, where it can.
+
+Everything random is drawn on the CPU, so that a failure on a GPU can be compared with the CPU's numbers.
+"""
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, command, padded_batch, random_split, succeed, transformers_model
+from torch.nn import functional as F
+
+from classifier import checkpoint
+from classifier.batches import Texts, collate
+from classifier.budget import free_memory, measured_cost, token_budget_for
+from classifier.cpu import dropout
+from classifier.device import choose_dtype, compile_blocks, tune
+from classifier.predict import predict
+from classifier.pretrained import load_gpt2
+from finetune import accumulate_gradient, optimizer_groups, step_and_evaluation
+from model import GPT, Batch, GPTConfig, casting
+
+ON_GPU = os.environ.get("TEST_ON") == "cuda"  # as `make gpu` says
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# GPT-2 small, or a twentieth of its width
+SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768} if ON_GPU else {"n_layer": 2, "n_head": 4, "n_embd": 48}
+VOCABULARY = 50257 if ON_GPU else 211
+needs_gpu = pytest.mark.skipif(not ON_GPU, reason="about CUDA itself: `make gpu`, where there is a GPU")
+half = [torch.bfloat16, pytest.param(torch.float16, marks=needs_gpu)]
+if ON_GPU:  # fast and exact where a test does not say otherwise
+    tune(DEVICE, torch.bfloat16)
+
+
+def scaler(dtype: torch.dtype = torch.float32) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(DEVICE.type, enabled=dtype == torch.float16)
+
+
+def small_gpt2(dropout: float = 0.0) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(5, 64, VOCABULARY, **SHAPE, dropout=dropout)).to(DEVICE)
+
+
+def sentences(model: GPT, examples: int = 200, is_compiled: bool = False) -> Texts:
+    """As long as SST's, and a few longer ones."""
+    return Texts(random_split(examples, 64, VOCABULARY, 5), model, is_compiled)
+
+
+def gradient_of(model: GPT) -> torch.Tensor:
+    """The gradient of all parameters on the CPU; they begin anew."""
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).cpu()
+    model.zero_grad(set_to_none=False)
+    return gradient
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+# -----------------------------------------------------------------------------
+# the same numbers as transformers
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 2e-5), (torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_logits_and_gradients_are_those_of_transformers(dtype, most, tmp_path):
+    if dtype == torch.float16 and not ON_GPU:
+        pytest.skip("float16 is for GPUs: `make gpu`")
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 64} | SHAPE
+    theirs = transformers_model("GPT2ForSequenceClassification", tmp_path / "gpt2", **sizes).to(DEVICE)
+    tokens, lengths, mask = (
+        part.to(DEVICE) for part in padded_batch([64, 40, 23, 23, 7, 1], VOCABULARY, VOCABULARY - 1)
+    )
+    labels = torch.tensor([0, 1, 2, 3, 4, 0], device=DEVICE)
+    logits = theirs(tokens, attention_mask=mask).logits
+    F.cross_entropy(logits, labels).backward()
+
+    ours = load_gpt2(str(tmp_path / "gpt2"), num_classes=5, dropout=0.0, block_size=64).to(DEVICE)
+    with torch.no_grad():
+        ours.head.weight.copy_(theirs.score.weight)
+    with casting(ours, dtype):
+        our_logits = ours(Batch.from_padded(tokens, lengths))
+        F.cross_entropy(our_logits, labels).backward()
+    assert distance(our_logits, logits) <= most and our_logits.dtype == torch.float32
+    their_gradient = {name.removeprefix("transformer."): p.grad for name, p in theirs.named_parameters()}
+    for name, gradient in their_gradient.items():
+        is_conv1d = name.startswith("h.") and gradient.dim() == 2  # whose weights are stored the other way round
+        mine = ours.get_parameter(name.replace("score", "head")).grad
+        assert distance(mine, gradient.T if is_conv1d else gradient) <= 10 * most, name
+
+
+# -----------------------------------------------------------------------------
+# a step is a step, however it is computed
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_one_step_is_the_same_in_one_micro_batch_and_in_many(is_padded):
+    model = small_gpt2()
+    texts, gradients = sentences(model, is_compiled=is_padded), []
+    for texts.micro_batch_cost, budget in ((2048, 10**6), (0, 400)):
+        step = collate(texts, np.arange(200), budget)
+        accumulate_gradient(model, scaler(), step, torch.float32)
+        gradients.append((len(step.micro_batches), gradient_of(model)))
+    (few, whole), (many, parts) = gradients
+    assert few <= 4 and many > 15 and distance(parts, whole) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *half])
+def test_recomputed_activations_have_the_same_masks(dtype):
+    model, gradients = small_gpt2(dropout=0.2), []
+    texts = sentences(model)
+    for model.activation_checkpointing in (False, True):
+        torch.manual_seed(1)
+        accumulate_gradient(model, scaler(), collate(texts, np.arange(200), 4000), dtype)
+        gradients.append(gradient_of(model))
+    torch.manual_seed(2)
+    accumulate_gradient(model, scaler(), collate(texts, np.arange(200), 4000), dtype)
+    assert distance(gradients[1], gradients[0]) < (1e-5 if dtype == torch.float32 else 0.01)
+    assert distance(gradient_of(model), gradients[0]) > 0.1  # other masks would be seen
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    ones = torch.ones(4_000_000, device=DEVICE)
+    for p in (0.1, 0.5):
+        kept = dropout(ones, p)
+        assert (kept == 0).double().mean().item() == pytest.approx(p, abs=0.002)
+        assert kept.double().mean().item() == pytest.approx(1, abs=0.004)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *half])
+def test_a_split_is_predicted_alike_in_float32_and_below(dtype):
+    model = small_gpt2()
+    texts = sentences(model)
+    exact = predict(model, texts, torch.float32)
+    assert distance(predict(model, texts, dtype), exact) < (1e-6 if dtype == torch.float32 else 0.03)
+    on_cpu = copy.deepcopy(model).cpu()
+    assert distance(predict(on_cpu, Texts(texts.split, on_cpu), torch.float32), exact) < 1e-4
+
+
+@needs_gpu
+def test_compiled_blocks_compute_the_same():
+    model = small_gpt2()
+    texts = sentences(model)
+    step = collate(texts, np.arange(200), 4000)
+    accumulate_gradient(model, scaler(), step, torch.bfloat16)
+    eager, logits = gradient_of(model), predict(model, texts, torch.bfloat16)
+    compile_blocks(model, lambda: step_and_evaluation(model, scaler(), step, torch.bfloat16))
+    accumulate_gradient(model, scaler(), step, torch.bfloat16)
+    assert distance(gradient_of(model), eager) < 0.02
+    assert distance(predict(model, texts, torch.bfloat16), logits) < 0.02
+
+
+# -----------------------------------------------------------------------------
+# the device's time and memory
+
+
+@needs_gpu
+def test_nobody_waits_for_the_device_inside_a_step():
+    model = small_gpt2(dropout=0.1)
+    texts = sentences(model)
+    accumulate_gradient(model, scaler(), collate(texts, np.arange(200), 2000), torch.bfloat16)  # what is done once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step = collate(texts, np.arange(200), 2000)
+        accumulate_gradient(model, scaler(), step, torch.bfloat16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes):
+    model = small_gpt2(dropout=0.1)
+    model.activation_checkpointing = recomputes
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    limit = torch.cuda.memory_allocated() + 6 * 10**9
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    try:
+        budget = token_budget_for(model, dtype, min(6 * 10**9, free_memory()))
+        texts = Texts(random_split(2 * budget // 60, 64, VOCABULARY, 5), model)
+        optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), fused=True)
+        texts.micro_batch_cost = 2048  # as full as they get
+        accumulate_gradient(model, scaler(), collate(texts, np.arange(len(texts)), budget), dtype)
+        optimizer.step()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+@needs_gpu
+@pytest.mark.parametrize("block_size, batch_size", [(64, 64), (512, 8)])  # config/finetune_sst.py, finetune_cfimdb.py
+def test_both_tasks_train_in_float32_within_8_gb(block_size, batch_size):
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    model = GPT(GPTConfig(5, block_size, dropout=0.2)).to(DEVICE)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), fused=True)
+    texts = Texts(random_split(300, block_size, VOCABULARY, 5), model)
+    for _ in range(2):
+        accumulate_gradient(model, scaler(), collate(texts, np.arange(300), block_size * batch_size), torch.float32)
+        optimizer.step()
+    assert torch.cuda.max_memory_reserved() <= 8e9
+
+
+@needs_gpu
+def test_the_cost_of_a_micro_batch_is_measured_in_a_moment():
+    model = small_gpt2(dropout=0.1)
+    texts, started, ended = sentences(model, 4000), torch.cuda.Event(True), torch.cuda.Event(True)
+    accumulate_gradient(model, scaler(), collate(texts, np.arange(200), 4000), torch.bfloat16)
+    started.record()
+    cost = measured_cost(lambda step: accumulate_gradient(model, scaler(), step, torch.bfloat16), texts, most=65536)
+    ended.record()
+    torch.cuda.synchronize()
+    print(f"a micro-batch costs {cost} tokens, measured in {started.elapsed_time(ended):.0f} ms")
+    assert 64 <= cost <= 2048
+
+
+# -----------------------------------------------------------------------------
+# whole runs
+
+RUN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", f"--device={DEVICE.type}", "--block_size=64"]
+RUN += [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+    "--batch_size=32",
+    "--gradient_accumulation_steps=2",
+    "--dropout=0.2",
+]
+
+
+@needs_gpu
+def test_a_deterministic_run_is_resumed_to_the_same_bits(workspace):
+    run = [*RUN, "--deterministic=True", "--epochs=2"]
+    succeed(*run, "--out_dir=whole", cwd=workspace, run=command)
+    succeed(*run, "--out_dir=parts", "--max_steps=7", cwd=workspace, run=command)
+    succeed(*run, "--out_dir=parts", "--init_from=resume", cwd=workspace, run=command)
+    whole, parts = (checkpoint.load(workspace / out / "last.pt")[0].state_dict() for out in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@needs_gpu
+def test_memory_that_runs_out_halves_the_micro_batches_of_the_same_step(workspace):
+    options = ["--n_layer=6", "--n_head=8", "--n_embd=512", "--batch_size=512", "--gradient_accumulation_steps=1"]
+    words = [*RUN, *options, "--dropout=0.0", "--max_steps=2", "--dtype=float32", "--token_budget=65536"]
+    succeed(*words, "--out_dir=roomy", cwd=workspace, run=command)
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    code = "import runpy, sys, torch\n"
+    code += f"torch.cuda.set_per_process_memory_fraction({1.5e9 / total})\nsys.path.insert(0, {str(REPO)!r})\n"
+    code += f"sys.argv = {[str(REPO / words[0]), *words[1:], '--out_dir=tight']!r}\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 0 and "out of memory: the step is taken again" in done.stdout, done.stderr
+    losses = [
+        np.genfromtxt(workspace / out / "log.csv", delimiter=",", names=True)["loss"] for out in ("roomy", "tight")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@needs_gpu
+def test_two_processes_train_as_one_or_say_that_there_is_one_gpu(workspace):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [*RUN, "--dropout=0.0", "--max_steps=3", "--dtype=float32"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    done = subprocess.run(
+        [*torchrun, str(REPO / words[0]), *words[1:], "--out_dir=two"], cwd=workspace, capture_output=True, text=True
+    )
+    if torch.cuda.device_count() == 1:
+        assert done.returncode and "process 1 of this machine has no GPU, there are 1" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    succeed(*words, "--out_dir=one", cwd=workspace, run=command)
+    losses = [np.genfromtxt(workspace / out / "log.csv", delimiter=",", names=True)["loss"] for out in ("one", "two")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@needs_gpu
+def test_the_device_and_its_format_are_chosen_and_said(workspace):
+    printed = succeed(*RUN, "--max_steps=1", "--device=auto", cwd=workspace, run=command)
+    device, dtype = printed.splitlines()[:2]
+    assert device.startswith(f"device: {DEVICE.type} (")
+    assert dtype.startswith(f"dtype: {str(choose_dtype('auto', DEVICE)[0]).removeprefix('torch.')} (")
+    assert Path(workspace / "out" / "best.pt").exists()

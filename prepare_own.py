@@ -1,10 +1,11 @@
-"""Prepare data of your own: TSV files -> data/NAME/*.bin, and config/finetune_NAME.py to train on it.
+"""Prepare data of your own: files of texts and labels -> data/NAME/*.bin, and config/finetune_NAME.py to train on it.
 
-python prepare_own.py --train my.tsv --dev my_dev.tsv --name mytask
-python prepare_own.py --train my.tsv --name mytask   # a tenth of the sentences become the dev split
+python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
+python prepare_own.py --train my.csv --name mytask   # a tenth of the sentences become the dev split
 
-The files are UTF-8 with tabs between the columns, a header line and CSV's quoting. Labels are words, or the whole
-numbers from 0 on. Run it again after a change of the files: data/NAME is made anew, config/finetune_NAME.py is kept.
+A file's name tells how it is read: .tsv, .csv (commas or semicolons), .jsonl, each also as .gz, or .parquet. Labels are
+words, or the whole numbers from 0 on. Run it again after a change of the files: data/NAME is made anew,
+config/finetune_NAME.py is kept.
 """
 
 import math
@@ -16,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from classifier import errors
+from classifier.columns import find_sources
 from classifier.dataset import load_meta, load_split
 from classifier.errors import UserError
 from classifier.files import refuse_irregular, written_whole
 from classifier.prepare import prepare
 from classifier.survey import choose_dev, count_repeats, number_labels, read_examples, read_labels
-from classifier.tables import Source, as_source
 
 LONGEST = 1024  # GPT-2's
 TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings
@@ -31,15 +32,15 @@ def main() -> None:
     options = read_options()
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
     files = {"train": options.train, "dev": options.dev, "test": options.test}
-    columns = {"sentence": options.text_column, "label": options.label_column, "id": options.id_column}
-    sources = {split: as_source(Source(Path(file), **columns)) for split, file in files.items() if file is not None}
+    sources, columns = find_sources(files, options)
+    print_filled(f"columns: {columns}")
     refuse_irregular(config)
     if not options.overwrite:
         refuse_to_replace(folder, options.name, sources["train"].path)
 
     # what is where: every sentence as a hash, every label as a number
     seen, sentences, labels = read_labels(sources["train"])
-    names, numbers = number_labels(seen, options.labels, sources["train"].path)
+    names, numbers = number_labels(seen, options.labels, sources["train"])
     sources = {split: source._replace(numbers=numbers) for split, source in sources.items()}
     labels = np.array([numbers[label] if numbers else int(label) for label in seen], dtype=np.int16)[labels]
     examples = {"train": (sentences, labels)}
@@ -73,12 +74,12 @@ def read_options() -> Namespace:
     """Return the command line's options, checked as far as they can be without reading a file."""
     parser = errors.argument_parser(__doc__)
     add = parser.add_argument
-    add("--train", metavar="FILE", required=True, help="the TSV file to train on")
+    add("--train", metavar="FILE", required=True, help="the file to train on")
     add("--dev", metavar="FILE", help="the one to evaluate on (default: a share of --train)")
     add("--test", metavar="FILE", help="one to predict; it need not have labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
-    add("--text_column", metavar="COLUMN", default="sentence", help="the texts (default: sentence)")
-    add("--label_column", metavar="COLUMN", default="sentiment", help="their labels (default: sentiment)")
+    add("--text_column", metavar="COLUMN", help="the texts (default: found by name, as text, review)")
+    add("--label_column", metavar="COLUMN", help="their labels (default: found by name, as label, class)")
     add("--id_column", metavar="COLUMN", help="their ids (default: id if there is one, else the row's number)")
     names = "the classes' names in the order of their numbers (default: the labels, in alphabetical order, or numbers)"
     add("--labels", metavar="LABEL", nargs="+", help=names)
@@ -92,9 +93,6 @@ def read_options() -> Namespace:
         raise UserError(f"--name {options.name}: use a-z, 0-9, _ and - only, 64 at most, as in my-task")
     if Path(__file__).with_name(f"prepare_{options.name}.py").exists():
         raise UserError(f"--name {options.name}: taken by prepare_{options.name}.py; choose another name")
-    columns = [options.text_column, options.label_column, options.id_column or "id"]
-    if len(set(columns)) < 3:
-        raise UserError(f"text, label and id must be three columns, not {', '.join(columns)}")
     if not 0 < options.dev_share <= 0.5:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if not 0 <= options.seed < 2**32:
@@ -127,10 +125,14 @@ def refuse_to_replace(folder: Path, name: str, train: Path) -> None:
 # the report, and settings to begin with
 
 
+def print_filled(line: str) -> None:
+    print(textwrap.fill(errors.printable(line), 80, subsequent_indent="  "))
+
+
 def print_labels(names: list[str]) -> None:
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
     more = f", ... ({len(names)} classes)" if len(names) > 20 else ""
-    print(textwrap.fill("labels: " + errors.printable(shown + more), 80, subsequent_indent="  "))
+    print_filled(f"labels: {shown}{more}")
 
 
 def print_repeats(examples: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> None:
@@ -173,6 +175,9 @@ def config_text(name: str, num_classes: int, lengths: np.ndarray) -> str:
 # {(lengths > block_size).mean():.2%} of the texts are longer than block_size and keep their last tokens only
 data_dir = "data/{name}"
 out_dir = "out-{name}"
+init_from = "gpt2"
+# a small model that needs no weights:
+# python finetune.py config/finetune_{name}.py --init_from=scratch --learning_rate=1e-3
 
 block_size = {block_size}
 batch_size = {batch_size}

@@ -15,7 +15,7 @@ from classifier.dataset import FORMAT_VERSION, PREPARED, TOKENIZER, finish_movin
 from classifier.detokenize import detokenize
 from classifier.errors import UserError
 from classifier.files import file_sha256, folder_written_whole, hold, refuse_irregular
-from classifier.tables import Row, Source, as_source, read_tsv
+from classifier.tables import Row, Source, as_source, read_rows
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
@@ -66,7 +66,7 @@ def prepare(
             heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
             print(heads + f"{f'>{block_size}':>7}  labels")
             for split, source in sources.items():
-                rows = read_tsv(source, len(label_names), labelled=split in ("train", "dev"))
+                rows = read_rows(source, len(label_names), labelled=split in ("train", "dev"))
                 if detokenized:
                     rows = (row._replace(sentence=detokenize(row.sentence)) for row in rows)
                 meta["splits"][split], share = _write_split(

@@ -6,12 +6,11 @@ It takes one pass over a file, and eight bytes a sentence and two a label, howev
 import math
 from array import array
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 
 from classifier.errors import UserError
-from classifier.tables import Source, read_texts, read_tsv
+from classifier.tables import Source, read_rows, read_texts
 
 MAX_CLASSES = 1000  # more labels than these are surely another column
 
@@ -32,11 +31,13 @@ def read_labels(source: Source) -> tuple[dict[str, int], np.ndarray, np.ndarray]
     """
     lines, numbers, sentences, labels = {}, {}, array("Q"), array("h")
     for row in read_texts(source, labelled=True):
-        label = row.label.strip()
+        label = (row.label or "").strip()
         if label not in numbers:
-            origin = f"{source.path}, line {row.line}"
+            origin = source.place(row.line)
             if not label or not label.isprintable():
-                raise UserError(f"{origin}: the label {label!r} is {'no name' if label else 'empty'}")
+                raise UserError(
+                    f"{origin}: the label {label!r} is {'no name' if label else 'empty'} (column {source.label!r})"
+                )
             if len(numbers) == MAX_CLASSES:
                 raise UserError(
                     f"{origin}: more than {MAX_CLASSES:,} different labels up to here: "
@@ -51,14 +52,14 @@ def read_labels(source: Source) -> tuple[dict[str, int], np.ndarray, np.ndarray]
 def read_examples(source: Source, num_classes: int, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (rows,) uint64 hashes of a split's sentences and their (rows,) int16 class numbers, if it has labels."""
     sentences, labels = array("Q"), array("h")
-    for row in read_tsv(source, num_classes, labelled):
+    for row in read_rows(source, num_classes, labelled):
         sentences.append(sentence_hash(row.sentence))
         if row.label is not None:
             labels.append(row.label)
     return np.array(sentences, dtype=np.uint64), np.array(labels, dtype=np.int16) if labels else None
 
 
-def number_labels(seen: dict[str, int], wanted: list[str], path: Path) -> tuple[list[str], dict[str, int] | None]:
+def number_labels(seen: dict[str, int], wanted: list[str], source: Source) -> tuple[list[str], dict[str, int] | None]:
     """Return the classes' names in the order of their numbers, and label -> number, None if labels are the numbers.
 
     Args:
@@ -68,7 +69,7 @@ def number_labels(seen: dict[str, int], wanted: list[str], path: Path) -> tuple[
     Raises:
         UserError: there are not two classes, a number is left out, or --labels does not fit.
     """
-    labels = list(seen)
+    labels, path = list(seen), source.path
     if len(labels) < 2:
         raise UserError(f"{path}: {f'every label is {labels[0]!r}' if labels else 'no examples after the header line'}")
     are_numbers = all(label.isascii() and label.isdecimal() and len(label) <= 9 for label in labels)
@@ -76,7 +77,7 @@ def number_labels(seen: dict[str, int], wanted: list[str], path: Path) -> tuple[
         names = wanted or sorted(labels)
         unknown = [label for label in labels if label not in names]
         if unknown:
-            raise UserError(f"{path}, line {seen[unknown[0]]}: the label {unknown[0]!r} is none of --labels")
+            raise UserError(f"{source.place(seen[unknown[0]])}: the label {unknown[0]!r} is none of --labels")
         unused = [name for name in wanted if name not in labels]
         if unused:
             raise UserError(f"--labels: no row of {path} has the label {unused[0]!r}")

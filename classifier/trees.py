@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from classifier.errors import UserError
-from classifier.tables import read_tsv
+from classifier.tables import read_rows
 
 ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
 FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
@@ -30,7 +30,7 @@ def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
     Raises:
         UserError: a file is not in the format, or a tree is not that of its sentence; names the line.
     """
-    sentences = {split: list(read_tsv(files[split], len(LABELS), split != "test")) for split in files}
+    sentences = {split: list(read_rows(files[split], len(LABELS), split != "test")) for split in files}
     seen = {_letters(row.sentence) for rows in sentences.values() for row in rows} | {""}
     phrases: dict[Phrase, str] = {}  # with the id of where it comes first
     trees = list(read_trees(tree_file))

@@ -19,7 +19,7 @@ from classifier.dataset import load_meta, load_split, meta_sha256
 from classifier.errors import UserError
 from classifier.files import hold, written_whole
 from classifier.prepare import PERCENTILES, prepare
-from classifier.tables import read_tsv
+from classifier.tables import read_rows
 from classifier.tokenizer import load_tokenizer
 
 COUNTS = {  # examples, tokens, labels
@@ -162,7 +162,7 @@ def test_a_target_that_cannot_be_replaced_leaves_all_others(workspace):
 def test_blank_lines_are_passed_over_and_line_numbers_hold(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text(HEADER + "0\ta\tfine\t1\n\n\n1\tb\tgood\t0\n\n")
-    assert [(row.line, row.id, row.label) for row in read_tsv(path, 2, True)] == [(2, "a", 1), (5, "b", 0)]
+    assert [(row.line, row.id, row.label) for row in read_rows(path, 2, True)] == [(2, "a", 1), (5, "b", 0)]
 
 
 def test_preparing_twice_gives_the_same_bytes(workspace):

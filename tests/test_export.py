@@ -26,7 +26,7 @@ from classifier.dataset import load_meta, load_split
 from classifier.errors import UserError
 from classifier.predict import loss_and_accuracy, predict
 from classifier.pretrained import load_gpt2
-from classifier.tables import read_tsv
+from classifier.tables import read_rows
 from classifier.tokenizer import load_tokenizer
 from model import GPT, Batch, GPTConfig
 
@@ -108,7 +108,7 @@ def our_tokens(text: str, leading_space: bool, prompt: list[int], block_size: in
 
 
 def sentences(path: Path, num_classes: int) -> list[str]:
-    return [row.sentence for row in read_tsv(path, num_classes, labelled=True)]
+    return [row.sentence for row in read_rows(path, num_classes, labelled=True)]
 
 
 def assert_same(theirs: torch.Tensor, ours: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ from classifier.pretrained import load_gpt2
 from classifier.record import when_ended
 from classifier.seeds import ended_run
 from classifier.settings import read_settings
-from classifier.tables import read_tsv
+from classifier.tables import read_rows
 
 INPUTS = 600 if "TORTURE" in os.environ else 60  # of each kind
 SECONDS = 60  # an input that takes longer hangs
@@ -93,7 +93,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def read_table(folder: Path) -> None:
     """Text may become other text; what must not be is a crash, or another shape."""
-    rows = read_tsv(folder / "data" / "sample" / "dev.tsv", 2, labelled=True)
+    rows = read_rows(folder / "data" / "sample" / "dev.tsv", 2, labelled=True)
     assert all(row.sentence.strip() and row.label in (0, 1) for row in rows)
 
 

@@ -1,5 +1,7 @@
 """Every command that README.md and docs/ show, run in their order with small models: none can go stale."""
 
+import csv
+import io
 import re
 import shlex
 import shutil
@@ -71,7 +73,7 @@ def test_every_page_is_tested_and_linked_from_the_readme():
 
 def test_every_file_of_the_repository_that_is_named_is_there():
     generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "seeds.json", "run.json", "log.csv"}
-    generated |= {"trees/train.txt", "my.tsv", "my_dev.tsv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
+    generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
     text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
     text = text.replace("prepare_*.py", "")
@@ -108,10 +110,16 @@ def clone(tmp_path_factory) -> Path:
             (folder / "data" / task / f"ids-{task}-{split}.csv").write_text(rows, encoding="utf-8")
     write_trees(folder / "data" / "sst")
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
-    (folder / "my.tsv").write_text(first_rows("train", ROWS), encoding="utf-8")
-    (folder / "my_dev.tsv").write_text(first_rows("train", ROWS, skipped=ROWS), encoding="utf-8")
+    write_csv(folder / "my.csv", first_rows("train", ROWS))
+    write_csv(folder / "my_dev.csv", first_rows("train", ROWS, skipped=ROWS))
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
+
+
+def write_csv(path: Path, tsv: str) -> None:
+    """Write rows of the sample as a spreadsheet does."""
+    with open(path, "w", encoding="utf-8-sig", newline="") as f:
+        csv.writer(f, delimiter=";").writerows(csv.reader(io.StringIO(tsv), delimiter="\t"))
 
 
 def write_trees(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Broken files and odd options: read as they were or refused in a line, and nothing is changed. See make torture."""
 
+import gzip
 import json
 import os
 import random
 import shlex
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from conftest import REPO, here, succeed, transformers_model
 from test_finetune import RUN, same_state, workspace  # noqa: F401, a fixture
 
 from classifier import checkpoint
+from classifier.columns import find_sources
 from classifier.dataset import FIELDS, load_split
 from classifier.errors import UserError
 from classifier.log import COLUMNS, begin_log
@@ -21,7 +24,7 @@ from classifier.pretrained import load_gpt2
 from classifier.record import when_ended
 from classifier.seeds import ended_run
 from classifier.settings import read_settings
-from classifier.tables import read_rows
+from classifier.tables import read_rows, read_texts
 
 INPUTS = 600 if "TORTURE" in os.environ else 60  # of each kind
 SECONDS = 60  # an input that takes longer hangs
@@ -97,6 +100,14 @@ def read_table(folder: Path) -> None:
     assert all(row.sentence.strip() and row.label in (0, 1) for row in rows)
 
 
+def read_own(folder: Path) -> None:
+    """The same, of whatever format, with the columns that are found in it."""
+    options = Namespace(text_column=None, label_column=None, id_column=None)
+    for name in KINDS["own"][1]:
+        sources, _ = find_sources({"train": str(folder / name)}, options)
+        assert all(row.sentence.strip() and row.sentence.encode() for row in read_texts(sources["train"], True))
+
+
 def read_weights(folder: Path) -> None:
     """They have no checksums: other numbers are taken, if they are numbers."""
     assert all(tensor.isfinite().all() for tensor in load_gpt2(str(folder / "weights")).state_dict().values())
@@ -129,6 +140,7 @@ KINDS = {  # what reads the files, and which files
     "data": (read_data, ["data/sample/meta.json", *(f"data/sample/dev{field}" for field in FIELDS)]),
     "checkpoint": (read_checkpoint, ["out/last.pt"]),
     "tsv": (read_table, ["data/sample/dev.tsv"]),
+    "own": (read_own, ["own.csv", "own16.csv", "own.jsonl", "own.csv.gz"]),
     "config": (read_config, ["config.py"]),
     "weights": (read_weights, ["weights/model.safetensors", "weights/config.json"]),
     "run.json": (read_record, ["out/run.json"]),
@@ -143,6 +155,13 @@ def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):  
     if kind in ("checkpoint", "run.json", "log.csv"):
         succeed(*RUN, "--max_steps=10", cwd=workspace)
         read_checkpoint.expected = checkpoint.load(workspace / "out" / "last.pt")[1]
+    if kind == "own":
+        rows = [{"text": f"{i} é, 😀", "label": i % 2} for i in range(8)]
+        table = "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows)
+        (workspace / "own.csv").write_text(table, encoding="utf-8")
+        (workspace / "own16.csv").write_text(table, encoding="utf-16")
+        (workspace / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (workspace / "own.csv.gz").write_bytes(gzip.compress(table.encode()))
     if kind == "weights":
         sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
         transformers_model("GPT2Model", workspace / "weights", **sizes)

@@ -10,10 +10,10 @@ python evaluate.py --ckpt out/best.pt --text "A lovely film."
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 """
 
-from classifier import errors
+from classifier.signals import quiet_interrupt
 
 if __name__ == "__main__":
-    errors.quiet_interrupt()  # while PyTorch is imported
+    quiet_interrupt()  # while the rest is imported
 
 import argparse
 import json
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from classifier import checkpoint
+from classifier import checkpoint, errors
 from classifier.batches import Texts
 from classifier.dataset import Split, load_meta, load_split, prepare_script, training_files
 from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune

@@ -7,10 +7,10 @@ publish it. The pipeline's probabilities are those of evaluate.py in float32; it
 than the model's block_size. No network is needed. finetune.py --init_from=DIR starts from such a folder, head included.
 """
 
-from classifier import errors
+from classifier.signals import quiet_interrupt
 
 if __name__ == "__main__":
-    errors.quiet_interrupt()  # while PyTorch is imported
+    quiet_interrupt()  # while the rest is imported
 
 import argparse
 import json
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from classifier import checkpoint
+from classifier import checkpoint, errors
 from classifier.errors import UserError, printable
 from classifier.files import folder_written_whole
 from classifier.pretrained import to_transformers

@@ -6,6 +6,11 @@ python finetune.py config/finetune_sst.py --init_from=resume
 torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py   (two GPUs)
 """
 
+from classifier.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # while the rest is imported
+
 import sys
 from collections.abc import Callable
 

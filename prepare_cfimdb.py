@@ -5,6 +5,11 @@ python prepare_cfimdb.py --source DIR   # takes them from DIR
 python prepare_cfimdb.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
 """
 
+from classifier.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # while the rest is imported
+
 from pathlib import Path
 
 from classifier import errors

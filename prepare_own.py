@@ -8,6 +8,11 @@ words, or the whole numbers from 0 on. Run it again after a change of the files:
 config/finetune_NAME.py is kept.
 """
 
+from classifier.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # while the rest is imported
+
 import math
 import re
 import textwrap

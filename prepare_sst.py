@@ -6,6 +6,11 @@ python prepare_sst.py --detokenize   # turns "It 's fun ." into "It's fun.", as 
 python prepare_sst.py --phrases      # writes data/sst-phrases/: the labelled phrases of the training sentences, too
 """
 
+from classifier.signals import quiet_interrupt
+
+if __name__ == "__main__":
+    quiet_interrupt()  # while the rest is imported
+
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

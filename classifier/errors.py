@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, TypeVar
 
+from classifier.signals import quiet_interrupt
+
 Result = TypeVar("Result")
 # how torch words it, on a CPU and on a GPU
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
@@ -54,9 +56,10 @@ def run(main: Callable[[], Result], after_interrupt: str = "", must_print: bool 
     output = Lasting(sys.stdout)
     if not must_print:
         sys.stdout = output
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see quiet_interrupt
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_quiet = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see quiet_interrupt
     try:
+        if is_quiet:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         result = main()
         sys.stdout.flush()
         if output.failure:
@@ -76,12 +79,9 @@ def run(main: Callable[[], Result], after_interrupt: str = "", must_print: bool 
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as shells have it
-
-
-def quiet_interrupt() -> None:
-    """Let Ctrl-C end the process without a traceback until run() is called: while PyTorch is imported."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    finally:
+        if is_quiet:
+            quiet_interrupt()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -102,12 +102,10 @@ ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
 def load_settings(script: str) -> SimpleNamespace:
     """Return a script's settings with the command line's config files and --key=value arguments.
 
-    What is wrong with them ends the process with one line. The script then imports PyTorch, which takes seconds:
-    until its errors.run(), Ctrl-C ends it without a traceback.
+    What is wrong with them ends the process with one line.
     """
     settings = errors.run(lambda: read_settings(script, sys.argv[1:]))
     errors.run(lambda: _refuse_losing_the_start(settings))
-    errors.quiet_interrupt()
     return settings
 
 

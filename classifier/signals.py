@@ -1,4 +1,7 @@
-"""SIGINT (Ctrl-C) and SIGTERM ask a run to stop, at the next point where nothing is half done."""
+"""SIGINT (Ctrl-C) and SIGTERM ask a run to stop, at the next point where nothing is half done; before, Ctrl-C ends it.
+
+Every script imports this module before anything else.
+"""
 
 import os
 import signal
@@ -9,6 +12,12 @@ from types import FrameType
 
 class Stopped(Exception):
     """A signal asked the run to stop; its number is the argument."""
+
+
+def quiet_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, but for what errors.run() runs: while modules are imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def note_signals() -> Callable[[], int]:

@@ -1,0 +1,38 @@
+"""Ctrl-C while a script starts: it ends, and no traceback is shown. (What ends a run softly: test_survival.py.)"""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO
+
+ARGUMENTS = {
+    "finetune.py": ["--data_dir=data/sample"],
+    "evaluate.py": ["--ckpt", "none.pt"],
+    "export_hf.py": ["--ckpt", "none.pt", "--out", "out-hf"],
+    "prepare_own.py": ["--train", "data/sample/train.tsv", "--name", "again"],
+    "prepare_sst.py": ["--source", "none"],
+    "prepare_cfimdb.py": ["--source", "none"],
+}
+
+
+def test_these_are_all_scripts():
+    assert sorted(ARGUMENTS) == sorted(path.name for path in REPO.glob("*.py") if path.name != "model.py")
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.15, 0.6])
+@pytest.mark.parametrize("script", ARGUMENTS)
+def test_ctrl_c_in_the_first_moments_shows_no_traceback(workspace, script, seconds):
+    words = [sys.executable, "-X", "importtime", str(REPO / script), *ARGUMENTS[script]]
+    process = subprocess.Popen(words, cwd=workspace, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # until the script's own first import is done; before, all is up to Python
+        if line.endswith("| classifier.signals\n"):
+            break
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    lines = [line for line in process.stderr if not line.startswith("import time:")]
+    status = process.wait(60)
+    assert (status, lines) in ((-signal.SIGINT, []), (130, ["interrupted\n"])) or status in (0, 1), lines
+    assert "Traceback" not in "".join(lines)

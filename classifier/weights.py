@@ -1,6 +1,7 @@
 """The files of GPT-2's weights: found in a folder, in the Hugging Face cache or on its hub, and read."""
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from classifier.errors import UserError, printable
 from classifier.schema import read_json
 
+ANSWER_SECONDS = 2  # for the hub to answer at all; a download may take as long as it likes
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
@@ -55,26 +57,51 @@ def is_weight_map(value: Any) -> bool:
 def from_hub(name: str) -> Path:
     """Return the folder, in the Hugging Face cache, with a hub model's config.json and model.safetensors."""
     # it comes with transformers; here and not above, for a quick start without it
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # it retries for half a minute; one message is enough
-    repository = HUB_NAMES[name]
-    for offline in (True, False):  # what is in the cache needs no network
-        if not offline:
-            print(f"{repository} is not in the Hugging Face cache: downloading it")
+    logging.set_verbosity_error()  # one message is enough
+    repository, files = HUB_NAMES[name], ("config.json", "model.safetensors")
+    cached = [try_to_load_from_cache(repository, file) for file in files]
+    if all(isinstance(path, str) for path in cached):  # what is in the cache needs no network
+        return Path(cached[0]).parent
+    print(f"{repository} is not in the Hugging Face cache: downloading it")
+    try:
+        wait_for_answer(hf_hub_url(repository, "config.json"))
+        paths = [hf_hub_download(repository, file) for file in files]
+    except Exception as error:  # the hub client lets through the errors of whichever http library it uses
+        raise UserError(
+            f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
+            f"({type(error).__name__}). On a machine with network run "
+            f"`hf download {repository} {' '.join(files)} --local-dir {name}`, "
+            f"bring the folder {name} here, or name it with --init_from=DIR"
+        ) from None
+    return Path(paths[0]).parent
+
+
+def wait_for_answer(url: str) -> None:
+    """Return when the hub has answered, whatever it says; hf_hub_download would try for half a minute and longer.
+
+    Raises:
+        Exception: it has not, be it that there is no such name, no connection, or no answer in time.
+    """
+    from huggingface_hub.utils import get_session
+
+    failures = []
+
+    def ask() -> None:
         try:
-            for file in ("config.json", "model.safetensors"):
-                path = Path(hf_hub_download(repository, file, local_files_only=offline))
-            return path.parent
-        except Exception as error:  # the hub client lets through the errors of whichever http library it uses
-            reason = type(error).__name__
-    raise UserError(
-        f"cannot get GPT-2's weights: {repository} is not in the Hugging Face cache and cannot be downloaded "
-        f"({reason}). "
-        f"On a machine with network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
-        f"bring the folder {name} here, or name it with --init_from=DIR"
-    )
+            get_session().head(url, timeout=ANSWER_SECONDS)
+        except Exception as error:
+            failures.append(error)
+
+    thread = Thread(target=ask, daemon=True)  # looking up a name heeds no time-out, and each address has its own
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError
+    if failures:
+        raise failures[0]
 
 
 def read_all_weights(folder: Path, files: dict[str, list[str] | None]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ python evaluate.py --ckpt out/best.pt --compare other/best.pt
 python evaluate.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 python evaluate.py --ckpt out/best.pt --split test --predictions sst-test.csv
 python evaluate.py --ckpt out/best.pt --submission submission
-python evaluate.py --ckpt out/best.pt --text "A lovely film."
+python evaluate.py --ckpt out/best.pt --text "A lovely film." --explain
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 """
 
@@ -19,38 +19,39 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from classifier import checkpoint, errors
-from classifier.batches import Texts
-from classifier.dataset import Split, load_meta, load_split, prepare_script, training_files
+from classifier import errors
+from classifier.answers import (
+    MAX_CHARACTERS,
+    Loaded,
+    check_same_classes,
+    check_same_task,
+    load,
+    log_probabilities,
+    predict_all,
+)
+from classifier.dataset import load_meta, load_split, training_files
 from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
 from classifier.errors import UserError
+from classifier.explain import explain
 from classifier.files import refuse_irregular
-from classifier.predict import average, predict
-from classifier.report import print_comparison, print_errors, print_report, write_predictions, write_submission
-from classifier.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
-from model import GPT
+from classifier.report import (
+    print_comparison,
+    print_errors,
+    print_explanation,
+    print_report,
+    write_predictions,
+    write_submission,
+)
 
-MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 SUBMISSION_SPLITS = ("dev", "test")
-
-
-class Loaded(NamedTuple):
-    """A model with the checkpoint that it comes from."""
-
-    path: str
-    model: GPT
-    saved: dict[str, Any]
 
 
 def main() -> None:
@@ -64,12 +65,11 @@ def main() -> None:
     device, device_reason = choose_device(arguments.device)
     dtype, dtype_reason = choose_dtype(arguments.dtype, device)
     tune(device, dtype)
+    check_same_classes(models + others)
     for loaded in models + others:
-        if loaded.saved["data"]["label_names"] != models[0].saved["data"]["label_names"]:
-            raise UserError(f"{loaded.path} has other classes than {models[0].path}: they cannot answer together")
         loaded.model.to(device)
     if arguments.text is not None:
-        classify_lines(models, read_lines(arguments.text), dtype)
+        classify_lines(models, read_lines(arguments.text), dtype, arguments.explain)
         return
 
     folder = arguments.data_dir or models[0].saved["data"]["folder"]
@@ -83,13 +83,6 @@ def main() -> None:
     if arguments.submission:
         write_course_files(models, folder, meta, arguments.submission, dtype)
     report(models, others, folder, meta, arguments, dtype)
-
-
-def load(path: str) -> Loaded:
-    """Return a checkpoint and its model, on the CPU."""
-    model, saved = checkpoint.load(path)
-    check_vocabulary(model.config.vocab_size, path)
-    return Loaded(path, model, saved)
 
 
 # -----------------------------------------------------------------------------
@@ -125,36 +118,6 @@ def report(
         print_comparison(logits, predict_all(others, split, dtype), split, " + ".join(arguments.compare))
     if arguments.errors:
         print_errors(arguments.errors, logits, split, label_names)
-
-
-def predict_all(models: list[Loaded], split: Split, dtype: torch.dtype) -> Tensor:
-    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
-    with tqdm(total=len(models) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
-        return average([predict_one(loaded, split, dtype, bar.update) for loaded in models])
-
-
-def predict_one(
-    loaded: Loaded, split: Split, dtype: torch.dtype, on_examples: Callable[[int], Any] = lambda count: None
-) -> Tensor:
-    """Return the logits of one model, which gets the prompt that it was trained with: (examples, classes)."""
-    prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
-    return predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
-
-
-def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
-    """Raise a UserError where a prepared folder's classes or text are not what the checkpoint was trained on."""
-    ckpt, trained_on = loaded.path, loaded.saved["data"]
-    if (meta["task"], meta["label_names"]) != (trained_on["task"], trained_on["label_names"]):
-        raise UserError(
-            f"{ckpt} was trained on {trained_on['task']!r} ({', '.join(trained_on['label_names'])}), "
-            f"but {folder} holds {meta['task']!r} ({', '.join(meta['label_names'])})"
-        )
-    if meta["detokenized"] != trained_on["detokenized"]:
-        words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
-        raise UserError(
-            f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
-            f"run `python {prepare_script(folder)}{' --detokenize' if trained_on['detokenized'] else ''}`"
-        )
 
 
 def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -214,8 +177,8 @@ def read_lines(text: str) -> Iterator[str]:
             yield decoded
 
 
-def classify_lines(models: list[Loaded], lines: Iterator[str], dtype: torch.dtype) -> None:
-    """Print a table: each line's predicted class, the probability of every class, and the line."""
+def classify_lines(models: list[Loaded], lines: Iterator[str], dtype: torch.dtype, is_explained: bool = False) -> None:
+    """Print a table: each line's predicted class, the probability of every class, and the line, explained if asked."""
     names = models[0].saved["data"]["label_names"]
     widths = [max(len(name), 5) + 2 for name in names]
     first = max(len("prediction"), *map(len, names))
@@ -225,22 +188,16 @@ def classify_lines(models: list[Loaded], lines: Iterator[str], dtype: torch.dtyp
     lines = chain([first_line], lines)
     header = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     print("prediction".ljust(first) + header + "  text")
+    answers = partial(log_probabilities, models, dtype)
     # a person who types wants an answer after each line, a file wants speed
-    while chunk := list(islice(lines, 1 if sys.stdin.isatty() else 256)):
-        logits = average([predict_one(loaded, text_split(chunk, loaded), dtype) for loaded in models])
-        for line, row in zip(chunk, logits.softmax(-1), strict=True):
+    while chunk := list(islice(lines, 1 if sys.stdin.isatty() or is_explained else 256)):
+        explanation = explain(chunk[0], answers) if is_explained else None
+        found = explanation.log_probabilities[None] if explanation else answers(chunk)
+        for line, row in zip(chunk, found.exp(), strict=True):
             probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))
             print(names[row.argmax()].ljust(first) + probabilities + "  " + errors.printable(line), flush=True)
-
-
-def text_split(lines: list[str], loaded: Loaded) -> Split:
-    """Return lines of text as the split of a prepared folder that a model would read."""
-    # a leading space changes the first token: give it to texts where all training sentences have it
-    space = " " if loaded.saved["data"]["leading_space"] else ""
-    texts = [line if line.startswith(" ") else space + line for line in lines]
-    sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
-    offsets = np.cumsum([0, *map(len, sequences)])
-    return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
+        if explanation:
+            print_explanation(explanation, names)
 
 
 # -----------------------------------------------------------------------------
@@ -272,10 +229,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--overwrite", action="store_true", help="let --predictions, --plots and --submission replace files")
     add("--text", help="classify this text, each line that is not blank; - reads standard input")
+    add("--explain", action="store_true", help="with --text: what each word contributes to the prediction")
     add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
     add("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="default: %(default)s")
     arguments = parser.parse_args()
+    if arguments.explain and arguments.text is None:
+        raise UserError("--explain needs a text: --text")
     if arguments.errors < 0:
         raise UserError(f"--errors must be 0 or more, not {arguments.errors}")
     if sorted(map(os.path.realpath, arguments.compare)) == sorted(map(os.path.realpath, arguments.ckpt)):

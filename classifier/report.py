@@ -1,7 +1,11 @@
 """What evaluate.py says of a model's logits: printed reports, and files of predictions."""
 
 import csv
+import os
+import re
+import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +13,15 @@ from torch import Tensor
 
 from classifier.dataset import Split
 from classifier.errors import printable
+from classifier.explain import Explanation, shades
 from classifier.files import written_whole
 from classifier.predict import loss_and_accuracy
 from classifier.significance import paired_difference, wilson_interval
 from classifier.tokenizer import load_tokenizer
+
+WIDTH = 80  # of a terminal
+# of a terminal's 256 colours, from weak to strong, with black letters on them: seen on dark and on light
+FOR, AGAINST = (153, 117, 75), (223, 216, 208)
 
 
 def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
@@ -66,7 +75,45 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
         shares = ", ".join(f"{name} {p:.3f}" for name, p in zip(label_names, probabilities[i], strict=True))
         print(f"\n{printable(ids[i])}: {truth}, taken for {predicted}")
         for line in (shares, printable(" ".join(text.split()))):
-            print(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="  "))
+            print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
+
+
+def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
+    """Print a text with what each word contributes: by colours on a terminal, elsewhere by signed numbers."""
+    name, contributions = label_names[explanation.log_probabilities.argmax()], explanation.contributions
+    words = [printable(word) for word in explanation.words]
+    if not contributions:
+        print("  a single word cannot be left out: no text would remain")
+    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # no-color.org
+        strongest = max(range(len(words)), key=lambda i: abs(contributions[i]))
+        legend = f"{coloured('for', 1)} {name}, {coloured('against', -1)} it; strongest: "
+        print_wrapped((legend + f"{words[strongest]} ({signed(contributions[strongest])})").split(" "))
+        print_wrapped(map(coloured, words, shades(contributions)))
+    else:
+        print_wrapped(f"each word adds to the log-probability of {name}:".split())
+        print_wrapped(f"{word} ({signed(each)})" for word, each in zip(words, contributions, strict=True))
+
+
+def coloured(word: str, shade: float) -> str:
+    """Return a word on a terminal's colour for a share of -1 to 1; what is weaker than a sixth has none."""
+    strength = round(3 * abs(shade))
+    return f"\x1b[30;48;5;{(FOR if shade > 0 else AGAINST)[strength - 1]}m{word}\x1b[0m" if strength else word
+
+
+def signed(contribution: float) -> str:
+    """Return a contribution with its sign; what rounds to nothing has a plus."""
+    return f"{round(contribution, 2) + 0.0:+.2f}"
+
+
+def print_wrapped(items: Iterable[str]) -> None:
+    """Print items, each whole, on indented lines of at most WIDTH characters, colours not counted."""
+    lines, length = [" "], 1
+    for item in items:
+        width = 1 + len(re.sub(r"\x1b\[[0-9;]*m", "", item))
+        if length > 1 and length + width > WIDTH:
+            lines, length = [*lines, " "], 1
+        lines[-1], length = f"{lines[-1]} {item}", length + width
+    print("\n".join(lines))
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:

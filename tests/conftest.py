@@ -24,9 +24,12 @@ import numpy as np
 import pytest
 import torch
 
+from classifier import checkpoint
 from classifier.dataset import Split
+from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
+BLOCK_SIZE = 24  # of random_model
 PREPARE_SAMPLE = ["prepare_own.py", "--train", "data/sample/train.tsv", "--dev", "data/sample/dev.tsv"]
 PREPARE_SAMPLE += ["--labels", "negative", "positive", "--name", "sample"]
 # a shell's background jobs ignore Ctrl-C, and so would the processes that a test interrupts
@@ -175,3 +178,27 @@ def padded_batch(lengths: list[int], vocab_size: int, pad: int) -> tuple[torch.T
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.randint(vocab_size - 1, mask.shape, generator=torch.Generator().manual_seed(1))
     return tokens.masked_fill(~mask, pad), lengths, mask.long()
+
+
+def random_model(num_classes: int = 5, n_embd: int = 32, block_size: int = BLOCK_SIZE) -> GPT:
+    """A small model with GPT-2's vocabulary whose every parameter is random and whose classes vary with the text."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(num_classes, block_size, 50257, 2, 4, n_embd, 0.1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noqa: B006
+    """A checkpoint of it."""
+    names = [f"class {number}" for number in range(model.config.num_classes)]
+    about = {"leading_space": True, "detokenized": False, "examples": {"train": 9, "dev": 8}}
+    data = {"task": "films", "label_names": names, "folder": "", "files": {}} | about | data
+    best = {"step": 8, "epoch": 2.0, "accuracy": 0.75, "loss": 0.5}
+    progress = {"step": 8, "epoch": 2.0, "evaluated": 8, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
+    parts = {"progress": progress} | parts
+    parts["run"] = {"settings": {}, "started": "2026", "seed": 1} | parts.get("run", {})
+    parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})
+    checkpoint.save(path, model, data=data, **parts)
+    return path

@@ -15,13 +15,14 @@ from conftest import PREPARE_SAMPLE, command, random_split, refuse, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import evaluate
-from classifier import checkpoint
+from classifier import answers, checkpoint
+from classifier.answers import Loaded
 from classifier.batches import Texts
 from classifier.dataset import meta_sha256
 from classifier.errors import UserError
 from classifier.predict import loss_and_accuracy, predict
 from classifier.tokenizer import load_tokenizer
-from evaluate import Loaded, classify_lines
+from evaluate import classify_lines
 from model import GPT, Batch, GPTConfig
 
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
@@ -290,7 +291,7 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
         seen.append(texts.split.tokens.tolist())
         return torch.zeros(len(texts), 2)
 
-    monkeypatch.setattr(evaluate, "predict", predict)
+    monkeypatch.setattr(answers, "predict", predict)
     encoding = load_tokenizer()
     for text, leading_space, expected in [
         ("A mess.", True, " A mess."),

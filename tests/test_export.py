@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPO, make_split, refuse, succeed, transformers_model
+from conftest import BLOCK_SIZE, REPO, make_split, random_model, refuse, save, succeed, transformers_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 import evaluate
 import export_hf
-from classifier import checkpoint, files
+from classifier import answers, files
 from classifier.batches import Texts
 from classifier.dataset import load_meta, load_split
 from classifier.errors import UserError
@@ -31,7 +31,6 @@ from classifier.tokenizer import load_tokenizer
 from model import GPT, Batch, GPTConfig
 
 NAMES = ["very bad", "bad", "so-so", "good", "very good"]
-BLOCK_SIZE = 24
 ENCODING = load_tokenizer()
 ODD_TEXTS = [
     "A lovely film.",
@@ -49,30 +48,6 @@ ODD_TEXTS = [
     "word " * 300,
     "x" * 1000,
 ]
-
-
-def random_model(num_classes: int = 5, n_embd: int = 32, block_size: int = BLOCK_SIZE) -> GPT:
-    """A small model with GPT-2's vocabulary whose every parameter is random and whose classes vary with the text."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(num_classes, block_size, 50257, 2, 4, n_embd, 0.1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
-
-
-def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noqa: B006
-    """A checkpoint of it."""
-    names = [f"class {number}" for number in range(model.config.num_classes)]
-    about = {"leading_space": True, "detokenized": False, "examples": {"train": 9, "dev": 8}}
-    data = {"task": "films", "label_names": names, "folder": "", "files": {}} | about | data
-    best = {"step": 8, "epoch": 2.0, "accuracy": 0.75, "loss": 0.5}
-    progress = {"step": 8, "epoch": 2.0, "evaluated": 8, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
-    parts = {"progress": progress} | parts
-    parts["run"] = {"settings": {}, "started": "2026", "seed": 1} | parts.get("run", {})
-    parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})
-    checkpoint.save(path, model, data=data, **parts)
-    return path
 
 
 def export(*words: object) -> None:
@@ -153,8 +128,8 @@ def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkey
     # evaluate.py, too, has these tokens
     seen = []
     stub = lambda model, texts, *_: seen.append(texts.split) or torch.zeros(len(texts), 5)  # noqa: E731
-    monkeypatch.setattr(evaluate, "predict", stub)
-    evaluate.classify_lines([evaluate.load(str(tmp_path / "best.pt"))], iter(ODD_TEXTS), torch.float32)
+    monkeypatch.setattr(answers, "predict", stub)
+    evaluate.classify_lines([answers.load(str(tmp_path / "best.pt"))], iter(ODD_TEXTS), torch.float32)
     monkeypatch.undo()
     assert [seen[0].sequence(i, BLOCK_SIZE).tolist() for i in range(len(ODD_TEXTS))] == sequences
     tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)

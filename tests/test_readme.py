@@ -15,7 +15,7 @@ from conftest import REPO, here, succeed, transformers_model
 # in the order in which their commands are run
 NAMES = [
     "README.md",
-    *(f"docs/{name}.md" for name in "own-data settings several-gpus how-it-works reliability".split()),
+    *(f"docs/{name}.md" for name in "answers own-data settings several-gpus how-it-works reliability".split()),
 ]
 PAGES = {name: (REPO / name).read_text(encoding="utf-8") for name in NAMES}
 README = PAGES["README.md"]

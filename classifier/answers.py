@@ -1,0 +1,99 @@
+"""Models loaded from checkpoints, and what they answer together: the logarithm of their mean probabilities."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from classifier import checkpoint
+from classifier.batches import Texts
+from classifier.dataset import Split, prepare_script
+from classifier.errors import UserError
+from classifier.predict import average, predict
+from classifier.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
+from model import GPT
+
+MAX_CHARACTERS = 131072  # of a text, as in the TSV files
+
+
+class Loaded(NamedTuple):
+    """A model with the checkpoint that it comes from."""
+
+    path: str
+    model: GPT
+    saved: dict[str, Any]
+
+
+def load(path: str) -> Loaded:
+    """Return a checkpoint and its model, on the CPU.
+
+    Raises:
+        UserError: it is no checkpoint, or of a model without GPT-2's vocabulary.
+    """
+    model, saved = checkpoint.load(path)
+    check_vocabulary(model.config.vocab_size, path)
+    return Loaded(path, model, saved)
+
+
+# -----------------------------------------------------------------------------
+# answers
+
+
+def predict_all(models: list[Loaded], split: Split, dtype: torch.dtype) -> Tensor:
+    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
+    with tqdm(total=len(models) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        return average([predict_one(loaded, split, dtype, bar.update) for loaded in models])
+
+
+def predict_one(
+    loaded: Loaded, split: Split, dtype: torch.dtype, on_examples: Callable[[int], Any] = lambda count: None
+) -> Tensor:
+    """Return the logits of one model, which gets the prompt that it was trained with: (examples, classes)."""
+    prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
+    return predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
+
+
+def log_probabilities(models: list[Loaded], dtype: torch.dtype, texts: list[str]) -> Tensor:
+    """Return what the models say of texts together: (texts, classes)."""
+    return average([predict_one(loaded, text_split(texts, loaded), dtype) for loaded in models]).log_softmax(-1)
+
+
+def text_split(texts: list[str], loaded: Loaded) -> Split:
+    """Return texts as the split of a prepared folder that a model would read."""
+    # a leading space changes the first token: give it to texts where all training sentences have it
+    space = " " if loaded.saved["data"]["leading_space"] else ""
+    texts = [text if text.startswith(" ") else space + text for text in texts]
+    sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
+    offsets = np.cumsum([0, *map(len, sequences)])
+    return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
+
+
+# -----------------------------------------------------------------------------
+# what fits together
+
+
+def check_same_classes(models: list[Loaded]) -> None:
+    """Raise a UserError where models tell other classes apart than the first one does."""
+    for loaded in models:
+        if loaded.saved["data"]["label_names"] != models[0].saved["data"]["label_names"]:
+            raise UserError(f"{loaded.path} has other classes than {models[0].path}: they cannot answer together")
+
+
+def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
+    """Raise a UserError where a prepared folder's classes or text are not what the checkpoint was trained on."""
+    ckpt, trained_on = loaded.path, loaded.saved["data"]
+    if (meta["task"], meta["label_names"]) != (trained_on["task"], trained_on["label_names"]):
+        raise UserError(
+            f"{ckpt} was trained on {trained_on['task']!r} ({', '.join(trained_on['label_names'])}), "
+            f"but {folder} holds {meta['task']!r} ({', '.join(meta['label_names'])})"
+        )
+    if meta["detokenized"] != trained_on["detokenized"]:
+        words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
+        raise UserError(
+            f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
+            f"run `python {prepare_script(folder)}{' --detokenize' if trained_on['detokenized'] else ''}`"
+        )

@@ -1,0 +1,141 @@
+"""evaluate.py --explain: each figure is the difference of two probabilities that evaluate.py gives one by one."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+import torch
+from conftest import REPO, random_model, refuse, save, succeed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifier import answers, report
+from classifier.explain import Explanation, explain, shades, without_each_word
+
+TEXT = "I loved every minute of it, and\tso will you."
+VARIANTS = [
+    "loved every minute of it, and\tso will you.",
+    "I every minute of it, and\tso will you.",
+    "I loved minute of it, and\tso will you.",
+    "I loved every of it, and\tso will you.",
+    "I loved every minute it, and\tso will you.",
+    "I loved every minute of and\tso will you.",
+    "I loved every minute of it,\tso will you.",
+    "I loved every minute of it, and will you.",
+    "I loved every minute of it, and\tso you.",
+    "I loved every minute of it, and\tso will",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints, one.pt and two.pt, of models that vary with the text."""
+    folder = tmp_path_factory.mktemp("explain")
+    for name, block_size in (("one", 8), ("two", 24)):  # the first reads the last 8 tokens only
+        save(folder / f"{name}.pt", random_model(2, block_size=block_size), {"label_names": ["bad", "good"]})
+    return folder
+
+
+def test_leaving_a_word_out_leaves_the_rest_as_it_was():
+    assert without_each_word(TEXT) == VARIANTS
+    assert without_each_word("  two  words ") == ["  words ", "  two "]
+    assert without_each_word(" one ") == []
+
+
+@given(st.text(max_size=30))
+def test_every_variant_has_one_word_less_and_begins_as_the_text_does(text):
+    words, variants = text.split(), without_each_word(text)
+    assert len(variants) == (len(words) if len(words) > 1 else 0)
+    for i, variant in enumerate(variants):
+        assert variant.split() == words[:i] + words[i + 1 :]
+        assert variant.startswith(" ") == text.startswith(" ")
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(folder, names):
+    models = [answers.load(str(folder / f"{name}.pt")) for name in names]
+    calls = []
+
+    def together(texts):
+        calls.append(texts)
+        return answers.log_probabilities(models, torch.float32, texts)
+
+    def alone(text):  # the mean of the models' probabilities
+        parts = [answers.predict_one(each, answers.text_split([text], each), torch.float32)[0] for each in models]
+        return torch.stack(parts).double().softmax(-1).mean(0).log()
+
+    found = explain(TEXT, together)
+    assert calls == [[TEXT, *VARIANTS]]  # all in one batch
+    whole = alone(TEXT)
+    torch.testing.assert_close(found.log_probabilities.double(), whole, atol=1e-5, rtol=0)
+    expected = [(whole[whole.argmax()] - alone(variant)[whole.argmax()]).item() for variant in VARIANTS]
+    assert found.words == TEXT.split() and found.contributions == pytest.approx(expected, abs=1e-5)
+    assert max(map(abs, expected)) > 0.1
+    # of what the first model does not read, nothing counts
+    assert len(names) > 1 or found.contributions[:2] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_the_command_prints_signed_numbers_where_there_is_no_colour(folder):
+    words = ["evaluate.py", "--ckpt", "one.pt", "--dtype=float32", "--text"]
+    printed = succeed(*words, f"{TEXT}\nMess.", "--explain", cwd=folder)
+    table, (legend, *numbers, alone) = printed.splitlines()[:2], printed.splitlines()[2:-2] + printed.splitlines()[-1:]
+    assert table == succeed(*words, TEXT, cwd=folder).splitlines()
+    name = table[1].split()[0]
+    assert legend == f"  each word adds to the log-probability of {name}:"
+    assert alone == "  a single word cannot be left out: no text would remain" and "\x1b" not in printed
+    found = re.findall(r"(\S+) \(([+-]\d+\.\d\d)\)", " ".join(numbers))
+    assert [word for word, _ in found] == TEXT.split() and all(len(line) <= 80 for line in numbers)
+    model = answers.load(str(folder / "one.pt"))
+    expected = explain(TEXT, lambda texts: answers.log_probabilities([model], torch.float32, texts)).contributions
+    assert [float(number) for _, number in found] == pytest.approx(expected, abs=0.0051)
+    assert "--explain needs a text" in refuse("evaluate.py", "--explain", cwd=folder)
+
+
+def test_a_terminal_gets_colours(folder):
+    words = ["evaluate.py", "--ckpt", "one.pt", "--text", TEXT, "--explain"]
+    theirs, ours = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / words[0]), *words[1:]],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"},
+        stdin=subprocess.DEVNULL,
+        stdout=ours,
+        stderr=subprocess.PIPE,
+    )
+    os.close(ours)
+    printed = b""
+    with suppress(OSError):  # where a terminal ends
+        while part := os.read(theirs, 4096):
+            printed += part
+    _, problems = process.communicate()
+    os.close(theirs)
+    assert process.returncode == 0, problems
+    _, _, legend, *text = printed.decode().replace("\r\n", "\n").splitlines()
+    assert "\x1b[30;48;5;" in legend and "\x1b[30;48;5;" in "".join(text)
+    assert [word for line in text for word in re.sub(r"\x1b\[[\d;]*m", "", line).split()] == TEXT.split()
+
+
+@pytest.mark.parametrize("value, is_coloured", [(None, True), ("", True), ("1", False)])
+def test_no_color_is_heeded(monkeypatch, capsys, value, is_coloured):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a", "b"], [0.1, -1.0]), ["no", "yes"])
+    assert ("\x1b" in capsys.readouterr().out) == is_coloured
+
+
+def test_colours_grow_with_the_contribution_and_lines_are_measured_without_them(capsys):
+    assert shades([0.5, -1.0, 0.1]) == [0.5, -1.0, 0.1] and shades([0.0]) == [0.0] and shades([]) == []
+    assert [report.coloured("x", shade) for shade in (0.1, -0.1, 0.0)] == ["x"] * 3
+    assert [report.coloured("x", shade)[10:13] for shade in (0.2, 0.5, 1.0)] == ["153", "117", "75m"]
+    assert [report.coloured("x", shade)[10:13] for shade in (-0.2, -0.6, -1.0)] == ["223", "216", "208"]
+    report.print_wrapped([report.coloured("word", 1)] * 40 + ["x" * 100])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert [len(line) for line in plain] == [2 + 15 * 5 - 1] * 2 + [2 + 10 * 5 - 1, 102]
+    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.001, -0.001]), ["no", "yes"])
+    assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.00) b (+0.00)"

@@ -2,6 +2,7 @@
 
 python evaluate.py --ckpt out/best.pt
 python evaluate.py --ckpt out/best.pt --errors 20 --plots plots
+python evaluate.py --ckpt out/best.pt --calibrate
 python evaluate.py --ckpt out/best.pt --compare other/best.pt
 python evaluate.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 python evaluate.py --ckpt out/best.pt --split test --predictions sst-test.csv
@@ -37,12 +38,14 @@ from classifier.answers import (
     log_probabilities,
     predict_all,
 )
+from classifier.calibration import calibrate, temperature_path, write_temperature
 from classifier.dataset import load_meta, load_split, training_files
 from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
 from classifier.errors import UserError
 from classifier.explain import explain
 from classifier.files import refuse_irregular
 from classifier.report import (
+    print_calibration,
     print_comparison,
     print_errors,
     print_explanation,
@@ -77,9 +80,16 @@ def main() -> None:
     for loaded in models + others:
         check_same_task(loaded, folder, meta)
         check_same_data(loaded, folder, meta, arguments)
-    for path, _, saved in models:
-        print(f"checkpoint {path}, step {saved['progress']['step']} (epoch {saved['progress']['epoch']:.4g})")
+    for loaded in models:
+        progress, fitted = loaded.saved["progress"], loaded.calibration
+        calibrated = (
+            f", temperature {loaded.temperature:.3f} fitted on {fitted['folder']}'s dev split" if fitted else ""
+        )
+        print(f"checkpoint {loaded.path}, step {progress['step']} (epoch {progress['epoch']:.4g}){calibrated}")
     print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
+    if arguments.calibrate:
+        calibrate_all(models, folder, meta, dtype)
+        return
     if arguments.submission:
         write_course_files(models, folder, meta, arguments.submission, dtype)
     report(models, others, folder, meta, arguments, dtype)
@@ -139,6 +149,17 @@ def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], arguments
         if start["files"].get("dev") != now.get("dev"):
             print(f"note: {loaded.path} began as {start['path']}, trained on {start['folder']}: if that held sentences")
             print(f"  of this {' or '.join(asked)} split, they are no test of it")
+
+
+def calibrate_all(models: list[Loaded], folder: str, meta: dict[str, Any], dtype: torch.dtype) -> None:
+    """Fit a temperature to each model on the dev set, say what it changes, and write it beside the checkpoint."""
+    dev = load_split(folder, "dev", meta)
+    print(f"{len(dev):,} examples of {folder}, dev split", flush=True)
+    for loaded in models:
+        found = calibrate(predict_all([loaded._replace(calibration={})], dev, dtype), dev.labels)
+        facts = {"checkpoint_sha256": loaded.sha256, "folder": folder, "files": training_files(meta)["dev"]}
+        print_calibration(found)
+        print(f"wrote {write_temperature(loaded.path, found | facts)}; no prediction changes")
 
 
 # -----------------------------------------------------------------------------
@@ -227,7 +248,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
     add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
-    add("--overwrite", action="store_true", help="let --predictions, --plots and --submission replace files")
+    add("--calibrate", action="store_true", help="fit a temperature on dev; it is used wherever the checkpoint is")
+    add("--overwrite", action="store_true", help="let --predictions, --plots, --submission, --calibrate replace files")
     add("--text", help="classify this text, each line that is not blank; - reads standard input")
     add("--explain", action="store_true", help="with --text: what each word contributes to the prediction")
     add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
@@ -245,10 +267,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_outputs(arguments: argparse.Namespace, task: str) -> None:
     """Raise a UserError, before any work is done, where a file could not or should not be written."""
-    for_a_split = ("predictions", "plots", "submission", "compare", "errors")
+    for_a_split = ("predictions", "plots", "submission", "compare", "errors", "calibrate")
     if arguments.text is not None and (asked := [f"--{name}" for name in for_a_split if getattr(arguments, name)]):
         raise UserError(f"{', '.join(asked)}: for a prepared split only; with --text redirect the output instead")
-    files = []
+    if arguments.calibrate and (arguments.split != "dev" or any(getattr(arguments, name) for name in for_a_split[:-1])):
+        raise UserError("--calibrate fits on the dev split and does nothing else: call again for what else you want")
+    files = [temperature_path(ckpt) for ckpt in dict.fromkeys(arguments.ckpt)] if arguments.calibrate else []
     if path := arguments.predictions:
         if not path.name or not path.parent.is_dir():
             raise UserError(f"--predictions {path}: its folder does not exist")
@@ -267,7 +291,9 @@ def check_outputs(arguments: argparse.Namespace, task: str) -> None:
         refuse_irregular(path)
         is_checkpoint = path.exists() and any(path.samefile(ckpt) for ckpt in arguments.ckpt + arguments.compare)
         if is_checkpoint or (path.exists() and not arguments.overwrite):
-            raise UserError(f"{path} exists already: name another, or add --overwrite (never a checkpoint itself)")
+            raise UserError(
+                f"{path} exists already: move it, name another, or add --overwrite (never a checkpoint itself)"
+            )
 
 
 if __name__ == "__main__":

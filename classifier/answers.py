@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from classifier import checkpoint
 from classifier.batches import Texts
+from classifier.calibration import read_temperature
 from classifier.dataset import Split, prepare_script
 from classifier.errors import UserError
+from classifier.files import file_sha256
 from classifier.predict import average, predict
 from classifier.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from model import GPT
@@ -21,22 +23,30 @@ MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 
 
 class Loaded(NamedTuple):
-    """A model with the checkpoint that it comes from."""
+    """A model with the checkpoint that it comes from, and the temperature that was fitted for it."""
 
     path: str
     model: GPT
     saved: dict[str, Any]
+    sha256: str = ""
+    calibration: dict[str, Any] = {}  # calibration.STORED, or empty
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by."""
+        return self.calibration.get("temperature", 1.0)
 
 
 def load(path: str) -> Loaded:
-    """Return a checkpoint and its model, on the CPU.
+    """Return a checkpoint and its model, on the CPU, with the temperature that lies beside it.
 
     Raises:
-        UserError: it is no checkpoint, or of a model without GPT-2's vocabulary.
+        UserError: it is no checkpoint, or of a model without GPT-2's vocabulary; the temperature's file is broken.
     """
     model, saved = checkpoint.load(path)
     check_vocabulary(model.config.vocab_size, path)
-    return Loaded(path, model, saved)
+    sha256 = file_sha256(path)
+    return Loaded(path, model, saved, sha256, read_temperature(path, sha256))
 
 
 # -----------------------------------------------------------------------------
@@ -52,9 +62,13 @@ def predict_all(models: list[Loaded], split: Split, dtype: torch.dtype) -> Tenso
 def predict_one(
     loaded: Loaded, split: Split, dtype: torch.dtype, on_examples: Callable[[int], Any] = lambda count: None
 ) -> Tensor:
-    """Return the logits of one model, which gets the prompt that it was trained with: (examples, classes)."""
+    """Return the logits of one model, divided by its temperature: float64 (examples, classes).
+
+    The model gets the prompt that it was trained with.
+    """
     prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
-    return predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
+    logits = predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
+    return logits.double() / loaded.temperature  # in double precision, so that no two logits become equal
 
 
 def log_probabilities(models: list[Loaded], dtype: torch.dtype, texts: list[str]) -> Tensor:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from classifier.calibration import BINS, calibration_error, reliability
 from classifier.dataset import Split
 from classifier.errors import UserError
 from classifier.files import written_whole
@@ -98,26 +99,16 @@ def draw_confusion(path: Path, logits: Tensor, split: Split, label_names: list[s
 
 
 def draw_reliability(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
-    """Draw accuracy against confidence, the probability of the predicted class, in ten bins of equal width.
-
-    The expected calibration error is the mean distance of the two, weighted by examples: Guo et al. 2017, equation 3.
-    """
-    confidence, predictions = (each.numpy() for each in logits.softmax(-1).max(-1))
-    right = predictions == np.asarray(split.labels)
-    bins = np.minimum((confidence * 10).astype(int), 9)
-    used = np.flatnonzero(np.bincount(bins, minlength=10))
-    accuracies = [right[bins == number].mean() for number in used]
-    confidences = [confidence[bins == number].mean() for number in used]
-    error = sum(abs(a - c) * (bins == n).mean() for a, c, n in zip(accuracies, confidences, used, strict=True))
+    """Draw accuracy against confidence, the probability of the predicted class, in bins of equal width."""
+    bins, error = reliability(logits, split.labels), calibration_error(logits, split.labels)
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
-    reliability, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    reliability.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-    counts = [(int(right[bins == number].sum()), int((bins == number).sum())) for number in used]
-    label = f"model (expected calibration error {error:.3f})"
-    _plot_with_intervals(reliability, np.array(confidences), counts, label)
-    reliability.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: accuracy by confidence")
-    reliability.legend(loc="upper left")
-    histogram.hist(confidence, bins=np.linspace(0, 1, 11), color=BLUE)
+    accuracy, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    accuracy.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
+    counts = list(zip(bins.right.tolist(), bins.examples.tolist(), strict=True))
+    _plot_with_intervals(accuracy, bins.confidence, counts, f"model (expected calibration error {error:.3f})")
+    accuracy.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: accuracy by confidence")
+    accuracy.legend(loc="upper left")
+    histogram.hist(logits.softmax(-1).amax(-1).numpy(), bins=np.linspace(0, 1, BINS + 1), color=BLUE)
     histogram.set(xlabel="confidence: probability of the predicted class", ylabel="examples", xlim=(0, 1))
     _write(figure, path)
 

@@ -7,10 +7,12 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from classifier.calibration import BINS, calibration_error
 from classifier.dataset import Split
 from classifier.errors import printable
 from classifier.explain import Explanation, shades
@@ -25,7 +27,7 @@ FOR, AGAINST = (153, 117, 75), (223, 216, 208)
 
 
 def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
-    """Print loss, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy."""
+    """Print loss, calibration error, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy."""
     predictions = logits.argmax(-1).numpy()
     if split.labels is None:
         counts = np.bincount(predictions, minlength=len(label_names))
@@ -38,6 +40,7 @@ def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
     loss, accuracy = loss_and_accuracy(logits, split.labels)
     classes, labels = range(len(label_names)), np.asarray(split.labels)
     print(f"\nloss {loss:.4f}")
+    print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
     print(f"macro-F1 {f1_score(labels, predictions, labels=classes, average='macro', zero_division=0):.4f}\n")
     table = classification_report(
         labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0
@@ -60,6 +63,16 @@ def print_comparison(logits: Tensor, others: Tensor, split: Split, name: str) ->
     print(f"  difference {found.difference:+.3f} (95% bootstrap interval {found.low:+.3f} to {found.high:+.3f})")
     print(f"  right here and wrong there {found.only_first:,}, wrong here and right there {found.only_second:,}:")
     print(f"  McNemar's exact p {found.p:.2g}")
+
+
+def print_calibration(found: dict[str, Any]) -> None:
+    """Print a temperature, and loss and expected calibration error before and after it."""
+    title = f"temperature {found['temperature']:.3f}"
+    print(f"\n{title:<40}{'loss':>9}{'calibration error':>20}")
+    rows = {"before": "before", "after": "after, on the same examples"}
+    rows["estimate"] = "after, each fifth by the other four"
+    for stage, name in rows.items():
+        print(f"{name:<40}{found[stage]['loss']:>9.4f}{found[stage]['calibration_error']:>20.4f}")
 
 
 def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str]) -> None:

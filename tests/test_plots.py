@@ -87,8 +87,8 @@ def test_the_calibration_error_is_guos(answers, tmp_path):
     confidence, predictions = (each.numpy() for each in logits.double().softmax(-1).max(-1))
     right = predictions == split.labels
     expected = 0.0
-    for low in np.arange(10) / 10:
-        inside = (confidence >= low) & (confidence < low + 0.1)
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
         expected += abs(right[inside].sum() - confidence[inside].sum()) / 400
     assert any(f"expected calibration error {expected:.3f}" in word for word in texts(tmp_path / "r.svg"))
 

@@ -72,7 +72,15 @@ def test_every_page_is_tested_and_linked_from_the_readme():
 
 
 def test_every_file_of_the_repository_that_is_named_is_there():
-    generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "seeds.json", "run.json", "log.csv"}
+    generated = {
+        "config/finetune_mytask.py",
+        "config.json",
+        "model.safetensors",
+        "seeds.json",
+        "run.json",
+        "log.csv",
+        "temperature.json",
+    }
     generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
     text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above

@@ -33,6 +33,7 @@ from classifier.answers import (
     MAX_CHARACTERS,
     Loaded,
     check_same_classes,
+    check_same_data,
     check_same_task,
     load,
     log_probabilities,
@@ -77,9 +78,10 @@ def main() -> None:
 
     folder = arguments.data_dir or models[0].saved["data"]["folder"]
     meta = load_meta(folder)  # once: what is checked here is what is read below
+    asked = SUBMISSION_SPLITS if arguments.submission else (arguments.split,)
     for loaded in models + others:
         check_same_task(loaded, folder, meta)
-        check_same_data(loaded, folder, meta, arguments)
+        check_same_data(loaded, folder, meta, asked, arguments.data_dir is not None)
     for loaded in models:
         progress, fitted = loaded.saved["progress"], loaded.calibration
         calibrated = (
@@ -128,27 +130,6 @@ def report(
         print_comparison(logits, predict_all(others, split, dtype), split, " + ".join(arguments.compare))
     if arguments.errors:
         print_errors(arguments.errors, logits, split, label_names)
-
-
-def check_same_data(loaded: Loaded, folder: str, meta: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Say, or unless the folder is asked for refuse, that a split may hold what the checkpoint was trained on.
-
-    A dev set that is the same was kept apart from that, whatever else has changed: models can be compared on it.
-    """
-    now, then = training_files(meta), loaded.saved["data"]["files"]
-    is_dev_the_same = now.get("dev") == then.get("dev")
-    asked = SUBMISSION_SPLITS if arguments.submission else (arguments.split,)
-    unsure = [] if now == then else [split for split in asked if split != "dev" or not is_dev_the_same]
-    if unsure:
-        problem = f"{folder} is not the data that {loaded.path} was trained on: its {' and '.join(unsure)} split may"
-        problem += " hold training sentences"
-        if arguments.data_dir is None:
-            raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
-        print(f"note: {problem}")
-    for start in loaded.saved["data"]["ancestors"]:
-        if start["files"].get("dev") != now.get("dev"):
-            print(f"note: {loaded.path} began as {start['path']}, trained on {start['folder']}: if that held sentences")
-            print(f"  of this {' or '.join(asked)} split, they are no test of it")
 
 
 def calibrate_all(models: list[Loaded], folder: str, meta: dict[str, Any], dtype: torch.dtype) -> None:

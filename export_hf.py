@@ -1,6 +1,7 @@
 """Write a checkpoint as a folder that transformers loads: pipeline("text-classification", model=DIR).
 
 python export_hf.py --ckpt out/best.pt --out DIR
+python export_hf.py --ckpt out/best.pt --out DIR --space   (with a page: python app.py in that folder, or a Space)
 
 The folder has the weights, the tokenizer, the class names and a model card, README.md; look through the card before you
 publish it. The pipeline's probabilities are those of evaluate.py in float32, after its --calibrate, too; it wants
@@ -28,16 +29,16 @@ from torch import Tensor
 
 from classifier import errors
 from classifier.answers import load
-from classifier.errors import UserError, printable
+from classifier.card import model_card
+from classifier.errors import UserError
 from classifier.files import folder_written_whole
 from classifier.pretrained import to_transformers
-from classifier.settings import MAY_CHANGE
-from classifier.significance import wilson_interval
 from classifier.tokenizer import END_OF_TEXT, encode_prompt, load_tokenizer, vocabulary_folder
-from classifier.weights import HUB_NAMES
 from model import GPT, GPTConfig
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+SPACE_FILES = {"app.py", "requirements.txt"}
+REPOSITORY = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -55,14 +56,16 @@ def main() -> None:
         "config.json": as_json(config(model.config, label_names)),
         "tokenizer.json": build_tokenizer(leading_space, prompt).to_str(),
         "tokenizer_config.json": as_json(tokenizer_config(leading_space, block_size)),
-        "README.md": model_card(model, saved, len(prompt), loaded.calibration),
+        "README.md": model_card(loaded, len(prompt), space_header() if arguments.space else []),
     }
+    if arguments.space:
+        texts |= {"app.py": space_app(), "requirements.txt": "\n".join(space_requirements()) + "\n"}
     with folder_written_whole(arguments.out, arguments.overwrite) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         write_weights(folder / "model.safetensors", weights)
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner only
-    print(f"wrote {arguments.out}: {', '.join(sorted(FILES))}")
+    print(f"wrote {arguments.out}: {', '.join(sorted({*texts, 'model.safetensors'}))}")
     print(
         f'next: from transformers import pipeline; pipeline("text-classification", "{arguments.out}", truncation=True)'
     )
@@ -73,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ckpt", default="out/best.pt", help="checkpoint of finetune.py (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to write: new, or empty")
     parser.add_argument("--overwrite", action="store_true", help="let it replace an earlier export, as a whole")
+    parser.add_argument("--space", action="store_true", help="add a page, so that it is a Hugging Face Space, too")
     return parser.parse_args()
 
 
@@ -85,7 +89,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out {out}: the folder it is to lie in does not exist")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if others := sorted(found - FILES):
+    if others := sorted(found - FILES - SPACE_FILES):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(f"--out {out} holds other things ({', '.join(others[:3])}{more}): name a new folder")
     if found and not overwrite:
@@ -117,6 +121,24 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         save_file(weights, path, metadata={"format": "pt"})  # transformers wants to be told that it is PyTorch's
     except SafetensorError as error:
         raise OSError(str(error)) from None
+
+
+def space_app() -> str:
+    """Return the page as one file that needs nothing else of this repository."""
+    parts = [(REPOSITORY / "classifier" / f"{name}.py").read_text("utf-8") for name in ("explain", "page", "space")]
+    return "\n\n".join(re.sub(r"^from classifier\..*\n", "", part, flags=re.MULTILINE) for part in parts)
+
+
+def space_requirements() -> list[str]:
+    """Return the lines of our requirements that the page needs."""
+    text = "".join((REPOSITORY / name).read_text("utf-8") for name in ("requirements.txt", "requirements-app.txt"))
+    return re.findall(r"^(?:torch|transformers|gradio)\b[^\s#]*", text, re.MULTILINE)
+
+
+def space_header() -> list[str]:
+    """Return what a Space's README.md begins with: the very version of Gradio, and what to run."""
+    (version,) = [line.removeprefix("gradio==") for line in space_requirements() if line.startswith("gradio==")]
+    return ["sdk: gradio", f"sdk_version: {version}", "app_file: app.py"]
 
 
 def as_json(content: dict[str, Any]) -> str:
@@ -177,112 +199,6 @@ def tokenizer_config(leading_space: bool, block_size: int) -> dict[str, Any]:
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
-
-
-CARD = """\
----
-{header}
----
-
-# {task}: a text classifier
-
-{base}, {parameters:,} parameters in {config.n_layer} blocks of width {config.n_embd}, fine-tuned into a classifier.
-
-{classes}
-
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="path/to/this/folder", truncation=True)
-classify(["A lovely film.", "A dull mess."], batch_size=16, top_k=None)  # the probability of every class
-```
-
-A text may have {tokens} tokens; of a longer one the last are used, as in training.{prompt}{space}
-An empty text cannot be classified.
-
-## Result
-
-{result} {calibration}
-
-## Training
-
-{settings}
-
-{run}
-"""
-PROMPT = " The prompt {} ends every text, cut or not."
-SPACE = " A space is put in front of a text that has none, since all texts of the training data begin with one."
-UNKNOWN = "Nothing was measured on a test set, or on texts of another kind, time or language"
-CALIBRATED = """\
-The logits are divided by {temperature:.3f}, a temperature that was fitted on the dev split and changes no prediction:
-there the loss went from {before[loss]:.4f} to {estimate[loss]:.4f} and the expected calibration error from
-{before[calibration_error]:.3f} to {estimate[calibration_error]:.3f},
-each fifth with a temperature fitted to the rest."""
-
-
-def model_card(model: GPT, saved: dict[str, Any], prompt_length: int, calibration: dict[str, Any]) -> str:
-    """Return the text of README.md. What comes from the checkpoint is escaped, and none of it is in the YAML header."""
-    data, run = saved["data"], saved["run"]
-    settings = run["settings"] if isinstance(run.get("settings"), dict) else saved["settings"]  # a resumed run's first
-    init_from, header = settings.get("init_from"), ["library_name: transformers", "pipeline_tag: text-classification"]
-    if hub_name := HUB_NAMES.get(init_from) if isinstance(init_from, str) else None:
-        header += [f"base_model: {hub_name}", "license: mit"]  # the license of GPT-2's weights
-        base = f"[{hub_name}](https://huggingface.co/{hub_name})"
-    else:
-        base = (
-            "A GPT-2 with random initial weights" if init_from == "scratch" else "A GPT-2 from a local folder or file"
-        )
-    shape = {"n_layer", "n_head", "n_embd"}  # of a model from scratch; the card says this model's own
-    shown = {name: repr(value) for name, value in settings.items() if name not in MAY_CHANGE - {"epochs"} | shape}
-    facts = {name: in_words(run.get(name)) for name in ("started", "git", "versions", "device", "dtype")}
-    return CARD.format(
-        header="\n".join(header),
-        task=plain(data["task"]),
-        base=base,
-        parameters=sum(p.numel() for p in model.parameters()),
-        config=model.config,
-        classes=table("number", "class", dict(enumerate(data["label_names"]))),
-        tokens=model.config.block_size - prompt_length,
-        prompt=PROMPT.format(plain(repr(saved["settings"]["prompt"]))) if prompt_length else "",
-        space=SPACE if data["leading_space"] else "",
-        result=result(data, saved["progress"]),
-        calibration=f"{CALIBRATED.format(**calibration)}\n{UNKNOWN}."
-        if calibration
-        else f"{UNKNOWN}, or on whether the\nprobabilities are calibrated.",
-        settings=table("setting", "value", shown),
-        run=table("run", "", facts),
-    )
-
-
-def result(data: dict[str, Any], progress: dict[str, Any]) -> str:
-    """Return the card's sentences on the accuracy that was measured on the dev split for these very weights."""
-    best, count = progress["best"], data["examples"]["dev"]
-    if not best or best["step"] != progress["step"] or not 0 <= best["accuracy"] <= 1:
-        return "No accuracy was measured for these weights."
-    low, high = wilson_interval(round(best["accuracy"] * count), count)
-    return (
-        f"Accuracy **{best['accuracy']:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {count:,} examples) and "
-        f"loss {best['loss']:.4f} on the dev split, measured in the run after epoch {best['epoch']:.4g}, which "
-        f"was chosen by this very accuracy: that flatters it."
-    )
-
-
-def table(first: str, second: str, rows: dict[Any, Any]) -> str:
-    """Return a Markdown table of two columns."""
-    lines = [f"| {first} | {second} |", "|---|---|"]
-    return "\n".join(lines + [f"| {plain(key)} | {plain(value)} |" for key, value in rows.items()])
-
-
-def in_words(value: Any) -> str:
-    """Return a run's fact on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {part}" for key, part in value.items())
-    return "not recorded" if value is None else str(value)
-
-
-def plain(value: Any) -> str:
-    """Return text that Markdown shows as it is, on one line and in a table, too."""
-    return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", printable(str(value)))
 
 
 if __name__ == "__main__":

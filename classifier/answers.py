@@ -1,6 +1,6 @@
 """Models loaded from checkpoints, and what they answer together: the logarithm of their mean probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from classifier import checkpoint
 from classifier.batches import Texts
 from classifier.calibration import read_temperature
-from classifier.dataset import Split, prepare_script
+from classifier.dataset import Split, prepare_script, training_files
 from classifier.errors import UserError
 from classifier.files import file_sha256
 from classifier.predict import average, predict
@@ -86,6 +86,18 @@ def text_split(texts: list[str], loaded: Loaded) -> Split:
     return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
 
 
+def text_of(split: Split, index: int) -> str:
+    """Return an example's text, the space that it may begin with included: text_split's inverse."""
+    return load_tokenizer().decode(split.tokens[split.offsets[index] : split.offsets[index + 1]].tolist())
+
+
+def surest_mistakes(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Return the examples that are predicted wrongly, those of the highest confidence first: (mistakes,) int64."""
+    confidence, predictions = (each.numpy() for each in logits.softmax(-1).max(-1))
+    wrong = np.flatnonzero(predictions != labels)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")]
+
+
 # -----------------------------------------------------------------------------
 # what fits together
 
@@ -111,3 +123,25 @@ def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
             f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
             f"run `python {prepare_script(folder)}{' --detokenize' if trained_on['detokenized'] else ''}`"
         )
+
+
+def check_same_data(
+    loaded: Loaded, folder: str, meta: dict[str, Any], splits: Sequence[str], is_asked_for: bool = False
+) -> None:
+    """Say, or unless the folder is asked for refuse, that a split may hold what the checkpoint was trained on.
+
+    A dev set that is the same was kept apart from that, whatever else has changed: models can be compared on it.
+    """
+    now, then = training_files(meta), loaded.saved["data"]["files"]
+    is_dev_the_same = now.get("dev") == then.get("dev")
+    unsure = [] if now == then else [split for split in splits if split != "dev" or not is_dev_the_same]
+    if unsure:
+        problem = f"{folder} is not the data that {loaded.path} was trained on: its {' and '.join(unsure)} split may"
+        problem += " hold training sentences"
+        if not is_asked_for:
+            raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
+        print(f"note: {problem}")
+    for start in loaded.saved["data"]["ancestors"]:
+        if start["files"].get("dev") != now.get("dev"):
+            print(f"note: {loaded.path} began as {start['path']}, trained on {start['folder']}: if that held sentences")
+            print(f"  of this {' or '.join(splits)} split, they are no test of it")

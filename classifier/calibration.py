@@ -64,10 +64,8 @@ def calibration_error(logits: Tensor, labels: np.ndarray) -> float:
 def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
     """Return the temperature T for which logits / T make the labels likeliest: Guo et al. 2017, section 4.2.
 
-    In 1 / T the mean cross-entropy is convex: there is one minimum.
-
-    Raises:
-        UserError: it lies beyond all reason, as where every prediction is right, or none better than chance.
+    In 1 / T the mean cross-entropy is convex: there is one minimum. Where it lies beyond COLDEST or HOTTEST, as where
+    every prediction is right, or none better than chance, that end is returned.
     """
     from scipy.optimize import minimize_scalar  # here, since importing it takes half a second
 
@@ -79,11 +77,6 @@ def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
         method="bounded",
         options={"xatol": 1e-8},
     )
-    if np.abs(found.x - bounds).min() < 1e-3:
-        raise UserError(
-            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: the model has "
-            f"all of them right, or knows nothing of them"
-        )
     return float(np.exp(found.x))
 
 
@@ -114,6 +107,11 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
     if len(labels) < 2 * FOLDS:
         raise UserError(f"{len(labels)} labelled examples are too few to fit a temperature: {2 * FOLDS} at least")
     temperature = fit_temperature(logits, labels)
+    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+        raise UserError(
+            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: the model has "
+            f"all of them right, or knows nothing of them"
+        )
     stages = {"before": logits, "after": logits.double() / temperature, "estimate": calibrated_by_folds(logits, labels)}
     measured = {
         name: {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from classifier.answers import surest_mistakes, text_of
 from classifier.calibration import BINS, calibration_error
 from classifier.dataset import Split
 from classifier.errors import printable
@@ -19,7 +20,6 @@ from classifier.explain import Explanation, shades
 from classifier.files import written_whole
 from classifier.predict import loss_and_accuracy
 from classifier.significance import paired_difference, wilson_interval
-from classifier.tokenizer import load_tokenizer
 
 WIDTH = 80  # of a terminal
 # of a terminal's 256 colours, from weak to strong, with black letters on them: seen on dark and on light
@@ -77,17 +77,14 @@ def print_calibration(found: dict[str, Any]) -> None:
 
 def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str]) -> None:
     """Print the mistakes that the model was surest of, with their sentences and the probabilities of all classes."""
-    probabilities, encoding, ids = logits.softmax(-1).numpy(), load_tokenizer(), split.ids()
+    probabilities, ids, wrong = logits.softmax(-1).numpy(), split.ids(), surest_mistakes(logits, split.labels)
     predictions = probabilities.argmax(1)
-    wrong = np.flatnonzero(predictions != split.labels)
-    surest = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:count]
-    print(f"\nthe surest {len(surest):,} of {len(wrong):,} mistakes")
-    for i in surest:
-        text = encoding.decode(split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist())
+    print(f"\nthe surest {len(wrong[:count]):,} of {len(wrong):,} mistakes")
+    for i in wrong[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
         shares = ", ".join(f"{name} {p:.3f}" for name, p in zip(label_names, probabilities[i], strict=True))
         print(f"\n{printable(ids[i])}: {truth}, taken for {predicted}")
-        for line in (shares, printable(" ".join(text.split()))):
+        for line in (shares, printable(" ".join(text_of(split, i).split()))):
             print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
 
 

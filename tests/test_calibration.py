@@ -80,7 +80,7 @@ def test_what_no_temperature_fits_is_refused():
     logits, labels = drawn(1.0)
     for wrong in (logits.argmax(-1), logits.argmin(-1)):
         with pytest.raises(UserError, match="no temperature from 0.01 to 100 fits these 3,000 examples best"):
-            fit_temperature(logits, wrong.numpy())
+            calibrate(logits, wrong.numpy())
     with pytest.raises(UserError, match="9 labelled examples are too few"):
         calibrate(logits[:9], labels[:9])
 

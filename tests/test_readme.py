@@ -24,11 +24,14 @@ PROGRAMS = ("python", "make", "torchrun", "pip", "hf")
 ELSEWHERE = {
     "python -m venv .venv": "an installation",
     "pip install -r requirements.txt": "an installation",
+    "pip install -r requirements-app.txt": "an installation",
     "pip install tensorboard": "an installation",
     "pip install wandb": "an installation",
     "hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2": "a download",
     "python bench/baselines.py data/sst": "run by test_baselines_of_the_results_table",
     "python finetune.py --help": "run by test_settings.py",
+    "python app.py --ckpt out/best.pt": "run by test_page.py",
+    "python evaluate.py --ckpt out/best.pt --calibrate": "run by test_calibration.py: these models know nothing",
 }
 ROWS = 60  # of each file of the sample: as many as show that a command works
 FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]

@@ -1,0 +1,287 @@
+"""app.py and the Space's app.py in a real browser: they say what evaluate.py says, and nobody else is asked.
+
+Both servers are real processes on 127.0.0.1, the browser is a headless Chromium.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPO, random_model, refuse, save, succeed
+
+from classifier import answers
+from classifier.dataset import load_meta, load_split, training_files
+from classifier.device import choose_dtype
+from classifier.explain import Explanation, explain
+
+pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-app.txt")
+TEXT = "A lovely film, though its <b>plot</b> is ${1 + 1} {{value}} <img src=x> dull."
+CHROMIUM = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+# before anything else in a Python process: write down whom it connects to, and whom it looks up
+RECORDER = """
+import os, sys
+
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        address = arguments[1] if event == "socket.connect" else arguments
+        with open(os.environ["RECORD"], "a") as f:
+            f.write(f"{address[0] if isinstance(address, tuple) else address}\\n")
+
+sys.addaudithook(note)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(prepared_sample, tmp_path_factory):
+    """The prepared sample, two checkpoints, one.pt and two.pt, and the first exported with its page."""
+    place = tmp_path_factory.mktemp("page")
+    shutil.copytree(prepared_sample / "data", place / "data")
+    meta = load_meta(place / "data" / "sample")
+    data = {"task": "sample", "label_names": meta["label_names"], "folder": "data/sample"}
+    data |= {"files": training_files(meta), "leading_space": meta["splits"]["train"]["leading_space"]}
+    for name, block_size in (("one", 24), ("two", 40)):
+        save(place / f"{name}.pt", random_model(2, block_size=block_size), data)
+    succeed("export_hf.py", "--ckpt=one.pt", "--out=hf", "--space", cwd=place)
+    (place / "sitecustomize.py").write_text(RECORDER)
+    return place
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(script: Path, *words: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    """Start one of the two servers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHON"))}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, str(script), *words], cwd=cwd, env=kept | environment, **streams)
+
+
+def address(server: subprocess.Popen) -> str:
+    """Where a server listens, once it does."""
+    printed = []
+    for line in server.stdout:
+        printed.append(line)
+        if found := re.fullmatch(r"the page is at (http://127\.0\.0\.1:\d+)/? \(Ctrl-C ends it\)\n", line):
+            return found[1]
+    raise AssertionError("".join(printed))
+
+
+@pytest.fixture(scope="module")
+def pages(place):
+    """The addresses of app.py, of both checkpoints, and of the exported folder's app.py."""
+    ports = [str(free_port()), str(free_port())]
+    app = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
+                PYTHONPATH=str(place), RECORD=str(place / "connected"))  # fmt: skip
+    space = start(place / "hf" / "app.py", cwd=place / "hf", PYTHONPATH="", GRADIO_SERVER_PORT=ports[1])
+    try:
+        yield {"app": address(app), "space": address(space)}
+    finally:
+        for server in (app, space):
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if missing := [name for name, path in CHROMIUM.items() if path is None]:
+        pytest.skip(f"needs {' and '.join(missing)}: Debian's packages chromium and chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM["chromium"]
+    flags = [*FLAGS.split(), "--disable-component-update", "--disable-sync", "--window-size=1100,900"]
+    for flag in [*flags, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMIUM["chromedriver"]))
+    yield browser
+    browser.quit()
+
+
+def wait(browser, condition):
+    """What a condition gives, once that is something."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(browser, 60, 0.05, [StaleElementReferenceException]).until(lambda _: condition())
+
+
+def find(browser, selector: str) -> list:
+    return [each for each in browser.find_elements("css selector", selector) if each.is_displayed()]
+
+
+def open_page(browser, url: str):
+    """Open a page and return its text box."""
+    browser.get(url)
+    return wait(browser, lambda: find(browser, "#box textarea"))[0]
+
+
+def read_bars(browser) -> dict[str, float]:
+    """The classes and probabilities that stand beside the bars, whose widths are checked."""
+    rows = browser.execute_script("""return [...document.querySelectorAll('.bars tr')].map(row =>
+        [row.cells[0].innerText, row.cells[2].innerText, row.querySelector('div').style.width])""")
+    assert all(float(width.rstrip("%")) == pytest.approx(100 * float(share), abs=0.11) for _, share, width in rows)
+    return {name: float(share) for name, share, _ in rows}
+
+
+def read_words(browser) -> list[tuple[str, float]]:
+    """The words and the contributions that their tints stand for."""
+    spans = browser.execute_script("""return [...document.querySelectorAll('.words span')].map(span =>
+        [span.textContent, span.title, span.style.background])""")
+    largest = max(abs(float(title)) for _, title, _ in spans)
+    for _, title, colour in spans:
+        red, green, blue, *alpha = map(float, re.findall(r"[\d.]+", colour))
+        assert (red > blue) == (float(title) < 0) or abs(float(title)) < 1e-3  # orange or blue
+        assert (alpha or [1])[0] == pytest.approx(0.6 * abs(float(title)) / largest, abs=0.01)
+    return [(word, float(title)) for word, title, _ in spans]
+
+
+def expected(place: Path, text: str, *names: str, dtype: torch.dtype) -> Explanation:
+    models = [answers.load(str(place / f"{name}.pt")) for name in names]
+    return explain(text, partial(answers.log_probabilities, models, dtype))
+
+
+def assert_shown(browser, text: str, found: Explanation) -> None:
+    """That bars and words are those of an explanation, as far as bfloat16 says the same on any number of threads."""
+    wait(
+        browser, lambda: [word for word, _ in read_words(browser)] == text.split() if find(browser, ".words") else False
+    )
+    assert list(read_bars(browser)) == ["negative", "positive"]
+    assert list(read_bars(browser).values()) == pytest.approx(found.log_probabilities.exp().tolist(), abs=0.004)
+    assert [each for _, each in read_words(browser)] == pytest.approx(found.contributions, abs=0.02)
+
+
+def test_the_page_shows_what_evaluate_says(place, pages, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    dtype, _ = choose_dtype("auto", torch.device("cpu"))
+    open_page(browser, pages["app"]).send_keys(TEXT, Keys.ENTER)
+    assert_shown(browser, TEXT, expected(place, TEXT, "one", "two", dtype=dtype))
+    assert not browser.find_elements("css selector", "#words img, #words b")
+    numbers = browser.find_element("css selector", ".contributions")
+    numbers.find_element("css selector", "summary").send_keys(Keys.ENTER)
+    listed = [float(line.split()[-1]) for line in wait(browser, lambda: numbers.text.splitlines()[2:])]
+    assert listed == sorted((each for _, each in read_words(browser)), key=lambda each: -abs(each))
+
+
+def test_a_mistake_opens_with_the_keyboard_alone(place, pages, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    dtype, _ = choose_dtype("auto", torch.device("cpu"))
+    models = [answers.load(str(place / f"{name}.pt")) for name in ("one", "two")]
+    dev = load_split(place / "data" / "sample", "dev")
+    surest = answers.surest_mistakes(answers.predict_all(models, dev, dtype), dev.labels)
+    open_page(browser, pages["app"])
+    (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
+    tab.send_keys(Keys.ENTER)
+    buttons = wait(browser, lambda: find(browser, "button.text"))
+    assert len(buttons) == min(20, len(surest))
+    label, prediction, probability = re.match(r"(\w+), taken for (\w+) \((0\.\d+)\): ", buttons[0].text).groups()
+    assert {label, prediction} == {"negative", "positive"}
+    buttons[0].send_keys(Keys.ENTER)
+    box = wait(browser, lambda: find(browser, "#box textarea"))[0]
+    text = wait(browser, lambda: box.get_property("value"))
+    assert text in [answers.text_of(dev, i) for i in surest[:3]]  # the order of close ones may differ
+    assert_shown(browser, text, expected(place, text, "one", "two", dtype=dtype))
+    assert read_bars(browser)[prediction] == pytest.approx(float(probability), abs=0.004)
+    assert browser.switch_to.active_element == box
+
+
+def test_what_cannot_be_classified_gets_a_sentence(pages, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, pages["app"])
+    (button,) = [each for each in find(browser, "button") if each.text == "Classify"]
+    for value, message in [
+        (" \n ", "There is no text to classify: type one."),
+        ("x" * 20_001, "This text is too long: 20,001 characters, and the page takes 20,000."),
+        ("Mess", "A single word cannot be left out: no text would remain."),
+        ("so " * 501, "The words of a text are weighed up to 500 words; this one has more."),
+    ]:
+        browser.execute_script(
+            "let box = document.querySelector('#box textarea'); box.value = arguments[0];"
+            "box.dispatchEvent(new Event('input', {bubbles: true}))", value
+        )  # fmt: skip
+        button.send_keys(Keys.ENTER)
+        wait(browser, lambda message=message: message in [each.text for each in find(browser, "#found p, #words p")])
+        assert bool(find(browser, ".bars")) == (value[0] in "Ms")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark(pages, browser, scheme):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    open_page(browser, pages["app"]).send_keys(TEXT, Keys.ENTER)
+    wait(browser, lambda: find(browser, ".words"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    colours = browser.execute_script("""let words = document.querySelector('.words');
+        return [getComputedStyle(document.body).backgroundColor, getComputedStyle(words).color]""")
+    ground, letters = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in colours)
+    assert (ground > 0.9 and letters < 0.3) if scheme == "light" else (ground < 0.1 and letters > 0.8)
+    for command in ("Emulation.clearDeviceMetricsOverride", "Emulation.setEmulatedMedia"):
+        browser.execute_cdp_cmd(command, {})
+
+
+def test_the_exported_folder_has_the_same_page_by_itself(place, pages, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, pages["space"]).send_keys(TEXT, Keys.ENTER)
+    assert_shown(browser, TEXT, expected(place, TEXT, "one", dtype=torch.float32))
+    assert not [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
+
+
+def test_neither_server_nor_browser_asks_anyone_else(place, pages, browser):
+    open_page(browser, pages["app"])
+    requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [each["params"]["request"]["url"] for each in requests if each["method"] == "Network.requestWillBeSent"]
+    asked = {re.match(r"\w+://[^/:]+", url)[0] for url in urls if url.startswith(("http", "ws"))}
+    assert asked == {"http://127.0.0.1"}
+    assert set((place / "connected").read_text().split()) <= {"127.0.0.1", "localhost", "::1"}
+
+
+# -----------------------------------------------------------------------------
+# without a browser
+
+
+def test_the_exported_folder_is_a_space(place):
+    import gradio
+
+    header = yaml.safe_load((place / "hf" / "README.md").read_text().split("---\n")[1])
+    assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
+    assert header["sdk_version"] == gradio.__version__
+    names = [line.split("=")[0].rstrip("<>") for line in (place / "hf" / "requirements.txt").read_text().splitlines()]
+    assert names == ["torch", "transformers", "gradio"]
+    assert "classifier" not in (place / "hf" / "app.py").read_text().replace("Text classifier", "")
+
+
+def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):
+    assert "there is no checkpoint nowhere.pt" in refuse("app.py", "--ckpt", "nowhere.pt", cwd=place)
+    assert "--port must be from 1 to 65535, not 70000" in refuse("app.py", "--port=70000", cwd=place)
+    assert "elsewhere was not prepared" in refuse("app.py", "--ckpt=one.pt", "--data_dir=elsewhere", cwd=place)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = refuse("app.py", "--ckpt=one.pt", f"--port={port}", cwd=place)
+        assert str(port) in done
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "classifier.page", raising=False)
+    monkeypatch.delattr("classifier.page", raising=False)
+    assert "run `pip install -r requirements-app.txt`" in refuse("app.py", cwd=place)

@@ -66,6 +66,8 @@ def main() -> None:
         write_weights(folder / "model.safetensors", weights)
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner only
     print(f"wrote {arguments.out}: {', '.join(sorted({*texts, 'model.safetensors'}))}")
+    if loaded.calibration:
+        print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
     print(
         f'next: from transformers import pipeline; pipeline("text-classification", "{arguments.out}", truncation=True)'
     )

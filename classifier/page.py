@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classifier.explain import Explanation, explain, shades
 
-MAX_CHARACTERS, MAX_WORDS = 20_000, 500  # of a text; of one whose words are weighed, which takes the square of its time
+MAX_CHARACTERS, MAX_WORDS = 20_000, 300  # of a text; of one whose words are weighed, which takes the square of its time
 # Okabe and Ito 2008, "Color Universal Design": told apart with any kind of colour vision
 FOR, AGAINST = "0, 114, 178", "230, 159, 0"
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none from the net
@@ -151,19 +151,17 @@ def tinted(explanation: Explanation, label_names: list[str]) -> str:
     """Return a text's words on colours for what they contribute, and their numbers in a list to be opened."""
     if not explanation.contributions:
         return sentence("A single word cannot be left out: no text would remain.")
-    name = label_names[explanation.log_probabilities.argmax()]
+    name = f"<b>{escape(label_names[explanation.log_probabilities.argmax()])}</b>"
     pairs = list(zip(explanation.words, explanation.contributions, strict=True))
     spans = [
         span(word, shade, each) for (word, each), shade in zip(pairs, shades(explanation.contributions), strict=True)
     ]
-    legend = (
-        f"Without a {span('blue', 1)} word {escape(name)} is less likely, without an {span('orange', -1)} one more."
-    )
+    legend = f"Without a {span('blue', 1)} word {name} is less likely, without an {span('orange', -1)} one more."
     items = [f"<li>{escape(word)} {each:+.3f}</li>" for word, each in sorted(pairs, key=lambda pair: -abs(pair[1]))]
     return (
         f"<p class='words'>{' '.join(spans)}</p><p class='legend'>{legend}</p>"
         f"<details class='contributions'><summary>The words' numbers</summary>"
-        f"<p>What the log-probability of {escape(name)} loses when the word is left out:</p>"
+        f"<p>What the log-probability of {name} loses when the word is left out:</p>"
         f"<ol>{''.join(items)}</ol></details>"
     )
 

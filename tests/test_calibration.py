@@ -136,7 +136,8 @@ def test_the_temperature_is_used_by_all_and_changes_no_prediction(place):
     assert f"temperature {temperature:.3f} fitted on" in report
     text = "A lovely film."
     line = succeed(*EVALUATE, "--text", text, cwd=place).splitlines()[1].split()
-    succeed("export_hf.py", "--ckpt=best.pt", "--out=hf", cwd=place)
+    exported = succeed("export_hf.py", "--ckpt=best.pt", "--out=hf", cwd=place)
+    assert f"divided by the temperature {temperature:.3f}" in exported
     import transformers
 
     classify = transformers.pipeline("text-classification", model=str(place / "hf"), device="cpu")

@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import REPO, random_model, refuse, save, succeed
 
+import app
 from classifier import answers
 from classifier.dataset import load_meta, load_split, training_files
 from classifier.device import choose_dtype
@@ -83,15 +84,15 @@ def address(server: subprocess.Popen) -> str:
 def pages(place):
     """The addresses of app.py, of both checkpoints, and of the exported folder's app.py."""
     ports = [str(free_port()), str(free_port())]
-    app = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
+    server = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
                 PYTHONPATH=str(place), RECORD=str(place / "connected"))  # fmt: skip
     space = start(place / "hf" / "app.py", cwd=place / "hf", PYTHONPATH="", GRADIO_SERVER_PORT=ports[1])
     try:
-        yield {"app": address(app), "space": address(space)}
+        yield {"app": address(server), "space": address(space)}
     finally:
-        for server in (app, space):
-            server.terminate()
-            server.wait(30)
+        for process in (server, space):
+            process.terminate()
+            process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_the_page_shows_what_evaluate_says(place, pages, browser):
     dtype, _ = choose_dtype("auto", torch.device("cpu"))
     open_page(browser, pages["app"]).send_keys(TEXT, Keys.ENTER)
     assert_shown(browser, TEXT, expected(place, TEXT, "one", "two", dtype=dtype))
-    assert not browser.find_elements("css selector", "#words img, #words b")
+    assert not browser.find_elements("css selector", ".words img, .words b")
     numbers = browser.find_element("css selector", ".contributions")
     numbers.find_element("css selector", "summary").send_keys(Keys.ENTER)
     listed = [float(line.split()[-1]) for line in wait(browser, lambda: numbers.text.splitlines()[2:])]
@@ -208,7 +209,7 @@ def test_what_cannot_be_classified_gets_a_sentence(pages, browser):
         (" \n ", "There is no text to classify: type one."),
         ("x" * 20_001, "This text is too long: 20,001 characters, and the page takes 20,000."),
         ("Mess", "A single word cannot be left out: no text would remain."),
-        ("so " * 501, "The words of a text are weighed up to 500 words; this one has more."),
+        ("so " * 301, "The words of a text are weighed up to 300 words; this one has more."),
     ]:
         browser.execute_script(
             "let box = document.querySelector('#box textarea'); box.value = arguments[0];"
@@ -269,6 +270,19 @@ def test_the_exported_folder_is_a_space(place):
     names = [line.split("=")[0].rstrip("<>") for line in (place / "hf" / "requirements.txt").read_text().splitlines()]
     assert names == ["torch", "transformers", "gradio"]
     assert "classifier" not in (place / "hf" / "app.py").read_text().replace("Text classifier", "")
+
+
+def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    one = answers.load("one.pt")
+    assert len(app.dev_split([one], None)) == 240
+    for change, message in [({"folder": "gone"}, "gone was not prepared"), ({"files": {}}, "is not the data that")]:
+        changed = one._replace(saved=one.saved | {"data": one.saved["data"] | change})
+        assert app.dev_split([changed], None) is None
+        assert "note: a page without examples and mistakes: " in (printed := capsys.readouterr().out)
+        assert message in printed
+    assert len(app.dev_split([changed], "data/sample")) == 240  # asked for by name
+    assert "note: data/sample is not the data" in capsys.readouterr().out
 
 
 def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):

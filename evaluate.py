@@ -83,11 +83,10 @@ def main() -> None:
         check_same_task(loaded, folder, meta)
         check_same_data(loaded, folder, meta, asked, arguments.data_dir is not None)
     for loaded in models:
-        progress, fitted = loaded.saved["progress"], loaded.calibration
-        calibrated = (
-            f", temperature {loaded.temperature:.3f} fitted on {fitted['folder']}'s dev split" if fitted else ""
-        )
-        print(f"checkpoint {loaded.path}, step {progress['step']} (epoch {progress['epoch']:.4g}){calibrated}")
+        progress = loaded.saved["progress"]
+        print(f"checkpoint {loaded.path}, step {progress['step']} (epoch {progress['epoch']:.4g})")
+        if loaded.calibration:
+            print(f"  temperature {loaded.temperature:.3f}, fitted on {loaded.calibration['folder']}'s dev split")
     print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
     if arguments.calibrate:
         calibrate_all(models, folder, meta, dtype)

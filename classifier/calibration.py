@@ -24,7 +24,7 @@ COLDEST, HOTTEST = 0.01, 100.0
 STORED = {  # the schema of the file
     "temperature": lambda value: is_finite(value) and COLDEST <= value <= HOTTEST,
     "checkpoint_sha256": str,
-    "folder": str,
+    "folder": lambda value: isinstance(value, str) and value.isprintable(),
     "files": dict,
     "examples": is_positive,
     **dict.fromkeys(["before", "after", "estimate"], {"loss": is_finite, "calibration_error": is_finite}),

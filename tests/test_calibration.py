@@ -133,7 +133,7 @@ def test_the_temperature_is_used_by_all_and_changes_no_prediction(place):
         assert f"{loss:.4f}{error:>20.4f}" in printed
     report = succeed(*EVALUATE, cwd=place)
     assert f"expected calibration error {stored['after']['calibration_error']:.4f} (15 bins)" in report
-    assert f"temperature {temperature:.3f} fitted on" in report
+    assert f"temperature {temperature:.3f}, fitted on" in report
     text = "A lovely film."
     line = succeed(*EVALUATE, "--text", text, cwd=place).splitlines()[1].split()
     exported = succeed("export_hf.py", "--ckpt=best.pt", "--out=hf", cwd=place)
@@ -184,6 +184,9 @@ def test_a_broken_file_is_refused(place):
         (place / "best.temperature.json").write_text(json.dumps(stored | {"temperature": wrong}))
         with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: temperature"):
             answers.load(str(place / "best.pt"))
+    (place / "best.temperature.json").write_text(json.dumps(stored | {"temperature": 2.0, "folder": "\x1b[2J"}))
+    with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: folder"):
+        answers.load(str(place / "best.pt"))
     for content in ("", "[]", '{"temperature": 1.5}'):
         (place / "best.temperature.json").write_text(content)
         assert "best.temperature.json" in refuse(*EVALUATE, cwd=place)

@@ -223,7 +223,8 @@ COMMANDS = [  # each works as it stands
     "prepare_own.py --train data/sample/train.tsv --name q --dev_share 0.2 --seed 3 --labels negative positive",
 ]
 OPTIONS = (
-    "--overwrite --split --compare --errors --plots --submission --info --help --ckpt --seeds --epochs --prompt --x"
+    "--overwrite --split --compare --errors --plots --submission --info --help --ckpt --seeds --epochs --prompt --x "
+    "--explain --calibrate --space"
 )
 
 

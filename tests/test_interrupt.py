@@ -11,6 +11,7 @@ from conftest import REPO
 ARGUMENTS = {
     "finetune.py": ["--data_dir=data/sample"],
     "evaluate.py": ["--ckpt", "none.pt"],
+    "app.py": ["--ckpt", "none.pt"],
     "export_hf.py": ["--ckpt", "none.pt", "--out", "out-hf"],
     "prepare_own.py": ["--train", "data/sample/train.tsv", "--name", "again"],
     "prepare_sst.py": ["--source", "none"],

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from classifier import errors
+from classifier.heap import start_without_thread_cache
 from classifier.seeds import run_seeds
 from classifier.settings import load_settings
 
@@ -69,6 +70,7 @@ activation_checkpointing = False  # compute activations twice and keep few of th
 
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
     settings = load_settings(__file__)
+    start_without_thread_cache(settings.device)
     if settings.seeds:
         errors.run(lambda: run_seeds(__file__, settings), must_print=False)
         sys.exit()

@@ -1,9 +1,7 @@
 """Which device and number format a run uses, and why."""
 
-import ctypes
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from classifier.errors import UserError, is_out_of_memory
+from classifier.heap import keep_freed_memory
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 FIRST_FAST = {"float32": 0, "float16": 7, "bfloat16": 8}  # major compute capability whose products are fast in it
@@ -102,7 +101,7 @@ def tune(device: torch.device, dtype: torch.dtype, deterministic: bool = False) 
     if dtype == torch.float32 and _has_tf32(device):  # else the head alone is in float32, and stays exact
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
 
 
 def refuse_other_masks(device: torch.device, activation_checkpointing: bool, dropout: float) -> None:
@@ -119,18 +118,6 @@ def refuse_other_masks(device: torch.device, activation_checkpointing: bool, dro
 
 def _has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc's malloc keep what is freed; on other systems than Linux this does nothing.
-
-    By default it returns large blocks to the kernel, which hands them back page by page and zeroed. For activations,
-    which every micro-batch frees and needs again, that costs about a tenth of the time.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: and the heap does not shrink
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:

@@ -172,7 +172,14 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
     assert "out/best.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
 
 
-PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 9, "max_steps": 0, "block_size": 8}
+PLAN = {
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "token_budget": 0,
+    "epochs": 9,
+    "max_steps": 0,
+    "block_size": 8,
+}
 
 
 def test_evaluations_at_the_interval_compete_with_those_at_an_epochs_end():

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     quiet_interrupt()  # while the rest is imported
 
 import argparse
+import socket
 from functools import partial
 
 import torch
@@ -76,6 +77,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 < arguments.port < 65536:
         raise UserError(f"--port must be from 1 to 65535, not {arguments.port}")
+    try:
+        socket.create_server((arguments.host, arguments.port)).close()  # before a model is loaded
+    except OSError as error:
+        where = f"{arguments.host}, port {arguments.port}"
+        raise UserError(f"cannot listen on {where} ({error.strerror}): name another --port or --host") from None
     return arguments
 
 

@@ -294,7 +294,8 @@ def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         done = refuse("app.py", "--ckpt=one.pt", f"--port={port}", cwd=place)
-        assert str(port) in done
+        assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in done
+    assert "cannot listen on nowhere.invalid, port 7860" in refuse("app.py", "--host=nowhere.invalid", cwd=place)
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "classifier.page", raising=False)
     monkeypatch.delattr("classifier.page", raising=False)

@@ -80,8 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     try:
         socket.create_server((arguments.host, arguments.port)).close()  # before a model is loaded
     except OSError as error:
+        reason, _, _ = error.strerror.partition(" (while")  # then Python names the address once more
         where = f"{arguments.host}, port {arguments.port}"
-        raise UserError(f"cannot listen on {where} ({error.strerror}): name another --port or --host") from None
+        raise UserError(f"cannot listen on {where} ({reason}): name another --port or --host") from None
     return arguments
 
 

@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# before there is a group: functions in it have the group of that moment as a default, so that it would never end, and
+# a thread of gloo's that frees a tensor while Python ends aborts the process
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -19,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from classifier.errors import UserError
 
 TORCHRUN_SETS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment
-# how gloo and NCCL word that another process has gone
 PATIENCE = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
+# how gloo and NCCL word that another process has gone
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 

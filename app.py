@@ -1,10 +1,11 @@
-"""Show a checkpoint's answers on a page: type a text, see its classes and which words they hang on.
+"""Show a checkpoint's answers on a page: for a text its classes, and why.
 
 python app.py --ckpt out/best.pt
 python app.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 
-It listens on 127.0.0.1, this machine alone. A second tab has the mistakes on the dev set that the model was surest of.
-export_hf.py --space writes a folder that carries such a page by itself.
+It listens on 127.0.0.1, this machine alone. A second tab has the mistakes on
+the dev set that the model was surest of. export_hf.py --space writes a folder
+that carries such a page by itself.
 """
 
 from classifier.signals import quiet_interrupt

@@ -1,12 +1,15 @@
-"""Write a checkpoint as a folder that transformers loads: pipeline("text-classification", model=DIR).
+"""Write a checkpoint as a folder that transformers' pipeline() loads.
 
 python export_hf.py --ckpt out/best.pt --out DIR
-python export_hf.py --ckpt out/best.pt --out DIR --space   (with a page: python app.py in that folder, or a Space)
+python export_hf.py --ckpt out/best.pt --out DIR --space   (with a page, app.py)
 
-The folder has the weights, the tokenizer, the class names and a model card, README.md; look through the card before you
-publish it. The pipeline's probabilities are those of evaluate.py in float32, after its --calibrate, too; it wants
-truncation=True for texts longer than the model's block_size. No network is needed. finetune.py --init_from=DIR starts
-from such a folder, head included.
+The folder has the weights, the tokenizer, the class names and a model card,
+README.md; look through the card before you publish it. The probabilities of
+pipeline("text-classification", model=DIR) are those of evaluate.py in float32,
+after its --calibrate, too; it wants truncation=True for texts longer than the
+model's block_size. No network is needed. finetune.py --init_from=DIR starts
+from such a folder, head included. With --space it is a Hugging Face Space, or
+python app.py in it shows the page.
 """
 
 from classifier.signals import quiet_interrupt

@@ -1,8 +1,8 @@
-"""Prepare CFIMDB, highly polar film reviews in two classes: TSV files -> data/cfimdb/*.bin.
+"""Prepare CFIMDB, polar film reviews in two classes: data/cfimdb/*.bin.
 
-python prepare_cfimdb.py                # downloads the course's files, unless they are in data/cfimdb/ already
-python prepare_cfimdb.py --source DIR   # takes them from DIR
-python prepare_cfimdb.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
+python prepare_cfimdb.py                # downloads the files that are missing
+python prepare_cfimdb.py --source DIR   # takes the TSV files from DIR
+python prepare_cfimdb.py --detokenize   # "It 's fun ." becomes "It's fun."
 """
 
 from classifier.signals import quiet_interrupt

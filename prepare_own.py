@@ -1,10 +1,11 @@
-"""Prepare data of your own: files of texts and labels -> data/NAME/*.bin, and config/finetune_NAME.py to train on it.
+"""Prepare your own texts and labels: data/NAME/*.bin and config/finetune_NAME.py.
 
 python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
-python prepare_own.py --train my.csv --name mytask   # a tenth of the sentences become the dev split
+python prepare_own.py --train my.csv --name mytask   # a tenth becomes dev
 
-A file's name tells how it is read: .tsv, .csv (commas or semicolons), .jsonl, each also as .gz, or .parquet. Labels are
-words, or the whole numbers from 0 on. Run it again after a change of the files: data/NAME is made anew,
+A file's name tells how it is read: .tsv, .csv (commas or semicolons), .jsonl,
+each also as .gz, or .parquet. Labels are words, or the whole numbers from 0 on.
+Run it again after a change of the files: data/NAME is made anew,
 config/finetune_NAME.py is kept.
 """
 

@@ -1,9 +1,10 @@
-"""Prepare SST, the Stanford Sentiment Treebank's sentences in five classes: TSV files -> data/sst/*.bin.
+"""Prepare SST, film reviews' sentences in five classes: data/sst/*.bin.
 
-python prepare_sst.py                # downloads the course's files, unless they are in data/sst/ already
-python prepare_sst.py --source DIR   # takes them from DIR
-python prepare_sst.py --detokenize   # turns "It 's fun ." into "It's fun.", as GPT-2 knows text
-python prepare_sst.py --phrases      # writes data/sst-phrases/: the labelled phrases of the training sentences, too
+python prepare_sst.py                # downloads the files that are missing
+python prepare_sst.py --source DIR   # takes the TSV files from DIR
+python prepare_sst.py --detokenize   # "It 's fun ." becomes "It's fun."
+python prepare_sst.py --phrases      # the labelled phrases of the training
+                                     # sentences, too: data/sst-phrases/*.bin
 """
 
 from classifier.signals import quiet_interrupt

@@ -1,10 +1,12 @@
-"""Compare jobs that were run with several seeds each: a Markdown table, in which the first job is what others gain on.
+"""Compare jobs of several seeds each, as a table; others gain on the first.
 
-python bench/seeds.py out-reference out-phrases          (folders that finetune.py --seeds=[1,2,3] has written)
+python bench/seeds.py out-reference out-phrases   (out_dirs of finetune.py
+                                                  with --seeds=[1,2,3])
 python bench/seeds.py out-reference out-phrases --data_dir data/sst
 
-Mean and standard deviation are over the seeds. The best evaluation of a run was chosen on the dev set itself, the last
-one was not. A gain's interval is from 10,000 resamples of seeds and dev examples; p is McNemar's, of the two ensembles.
+Mean and standard deviation are over the seeds. The best evaluation of a run was
+chosen on the dev set itself, the last one was not. A gain's interval is from
+10,000 resamples of seeds and dev examples; p is McNemar's, of the ensembles.
 """
 
 import sys

@@ -1,13 +1,17 @@
-"""Time training against what a user would pick instead: one table, the same model, data, dropout and batch for all.
+"""Time training against what a user would pick instead, in one table.
 
-python bench/throughput.py --out bench/cpu            (writes bench/cpu.json and bench/cpu.md; both tasks prepared)
+python bench/throughput.py --out bench/cpu     (bench/cpu.json, bench/cpu.md)
 python bench/throughput.py --out bench/gpu --device cuda
-python bench/throughput.py --out tiny --tasks sample --n_layer 2 --n_head 2 --n_embd 16 --examples 64 --rounds 1
+python bench/throughput.py --out tiny --tasks sample --n_layer 2 --n_head 2 \\
+    --n_embd 16 --examples 64 --rounds 1
 
-Timed is the forward and backward pass over the examples of one optimizer step: the optimizer's own step, the same for
-all, comes once in 2,048 or 512 examples and is left out. Weights are random, which changes nothing for the time. Each
-contender runs in a process of its own, and the rounds go through all of them in turn, so that a machine whose speed
-drifts treats them alike. The peak that a speed is a share of is measured beside it, in the same process and dtype.
+All have the same model, data, dropout and batch. Timed is the forward and
+backward pass over the examples of one optimizer step: the optimizer's own step,
+the same for all, comes once in 2,048 or 512 examples and is left out. Weights
+are random, which changes nothing for the time. Each contender runs in a process
+of its own, and the rounds go through all of them in turn, so that a machine
+whose speed drifts treats them alike. The peak that a speed is a share of is
+measured beside it, in the same process and dtype.
 """
 
 import argparse
@@ -93,7 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="let them replace files")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2], help="default: sst cfimdb")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        choices=CONTENDERS,
+        default=list(CONTENDERS),
+        help=f"of {', '.join(CONTENDERS)} (default: all)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=0, help="of a step (default: the task's effective batch)")
     parser.add_argument("--seconds", type=float, default=30, help="enough for loops whose micro-batches are all alike")

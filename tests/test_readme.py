@@ -106,6 +106,14 @@ def first_rows(name: str, count: int, skipped: int = 0) -> str:
     return "".join([header, *rows[skipped : skipped + count]])
 
 
+@pytest.mark.parametrize("script", sorted({*REPO.glob("*.py"), *REPO.glob("bench/*.py")} - {REPO / "model.py"}))
+def test_help_fits_a_terminal(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = succeed(script, "--help", cwd=tmp_path).splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80] == []
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """The repository's files in a folder of their own, with the sample as data and a tiny GPT-2 where downloads go."""

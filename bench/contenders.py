@@ -1,0 +1,213 @@
+"""What throughput.py times: one step of this repository, of transformers' Trainer, and of a loop like nanoGPT's.
+
+Each returns the format of its matrix products, the seconds, and of each timed micro-batch (examples, real tokens,
+tokens that were computed, padding included).
+"""
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classifier.batches import Texts, collate, epoch_order
+from classifier.budget import free_memory, measured_cost, token_budget_for
+from classifier.dataset import Split
+from classifier.device import choose_dtype, compile_blocks, send, tune
+from finetune import accumulate_gradient
+from model import GPT, GPTConfig
+
+TRAINER_BEST_TOKENS = 2048  # of a micro-batch at block_size: 32 sentences of SST, 4 reviews of CFIMDB
+
+
+def synchronize(device: torch.device) -> float:
+    """Wait for the device; return the time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def random_micro_batches(split: Split, settings: SimpleNamespace, size: int) -> list[np.ndarray]:
+    """Return one step's examples in random order, `size` at a time."""
+    return np.array_split(epoch_order(len(split), 0, 1)[: settings.examples], max(1, settings.examples // size))
+
+
+def sizes_of(lengths: np.ndarray, micro_batches: list[np.ndarray], width: int = 0) -> list[tuple[int, int, int]]:
+    """Return (examples, real tokens, tokens with padding) of each, padded to its longest sequence or to width."""
+    return [(len(m), int(lengths[m].sum()), len(m) * int(width or lengths[m].max())) for m in micro_batches]
+
+
+def timed(step: Callable[[Any], None], micro_batches: list, settings: SimpleNamespace) -> tuple[float, int]:
+    """Take micro-batches that are all alike until the time is up; return the seconds and how many were taken."""
+    for micro_batch in micro_batches[:1]:  # warm-up
+        step(micro_batch)
+    started = synchronize(settings.device)
+    for taken, micro_batch in enumerate(micro_batches, start=1):  # noqa: B007, it is returned
+        step(micro_batch)
+        seconds = synchronize(settings.device) - started
+        if seconds > settings.seconds:
+            break
+    return seconds, taken
+
+
+def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> tuple[torch.dtype, float, list[tuple]]:
+    """Time finetune.py's own function on a whole step, after another one as a warm-up."""
+    device, token_budget = settings.device, settings.batch_size * settings.block_size
+    dtype, _ = choose_dtype("auto", device)
+    tune(device, dtype)
+    config = GPTConfig(settings.num_classes, settings.block_size, dropout=settings.dropout, **settings.shape)
+    model = GPT(config).to(device)
+    texts = Texts(split, model, is_compiled=compiled)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    if device.type == "cuda":
+        token_budget = token_budget_for(model, dtype, free_memory())
+    if compiled:
+        some = collate(texts, np.arange(min(len(split), 64)), token_budget)
+        compile_blocks(model, lambda: accumulate_gradient(model, scaler, some, dtype))
+    if device.type == "cuda":
+        texts.micro_batch_cost = measured_cost(
+            lambda step: accumulate_gradient(model, scaler, step, dtype), texts, token_budget
+        )
+    steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(3)]
+    step = collate(texts, steps[0], token_budget)
+    for upcoming in steps[1:]:
+        started = synchronize(device)
+        accumulate_gradient(model, scaler, step, dtype)
+        last, step = step, collate(texts, upcoming, token_budget)  # while the device computes, as finetune.py does
+        seconds = synchronize(device) - started
+    chosen = texts.cut(last.indices, token_budget)
+    sizes = [len(inputs.tokens) for inputs, _ in last.micro_batches]
+    return dtype, seconds, [(len(m), int(texts.lengths[m].sum()), size) for m, size in zip(chosen, sizes, strict=True)]
+
+
+def trainer(
+    split: Split, settings: SimpleNamespace, best: bool, compiled: bool
+) -> tuple[torch.dtype, float, list[tuple]]:
+    """Time transformers' Trainer: as it comes, or at its best settings."""
+    import tempfile
+
+    import transformers
+
+    device, block_size = settings.device, settings.block_size
+    dtype = choose_dtype("auto", device)[0] if best else torch.float32
+    size = max(1, TRAINER_BEST_TOKENS // block_size) if best else 8
+    config = transformers.GPT2Config(**settings.shape, num_labels=settings.num_classes, pad_token_id=50256)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = settings.dropout
+    model = transformers.GPT2ForSequenceClassification(config)
+    step = epoch_order(len(split), 0, 1)[: settings.examples]  # the same examples as ours
+    rows = [{"input_ids": split.sequence(i, block_size).astype(np.int64), "labels": split.labels[i]} for i in step]
+    sizes = []
+
+    def pad_to_longest(rows: list[dict]) -> dict[str, Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        sizes.append((len(rows), sum(lengths), len(rows) * max(lengths)))
+        tokens = nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(row["input_ids"]) for row in rows], batch_first=True, padding_value=50256
+        )
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        labels = torch.tensor([int(row["labels"]) for row in rows])
+        return {"input_ids": tokens, "attention_mask": mask.long(), "labels": labels}
+
+    class Clock(transformers.TrainerCallback):
+        """Times a whole second step where micro-batches differ (length grouping), else as many as fit into the time."""
+
+        def on_step_begin(self, args, state, control, **_) -> None:
+            self.first, self.taken, self.started = len(sizes) - args.gradient_accumulation_steps, 0, synchronize(device)
+
+        def on_substep_end(self, args, state, control, **_) -> None:
+            self.taken += 1
+            if not best and self.taken == 2:  # warm-up
+                self.first, self.started = self.first + 2, synchronize(device)
+            elif not best and self.taken > 2 and time.perf_counter() - self.started > settings.seconds:
+                control.should_training_stop = True
+                self.seconds, self.last = synchronize(device) - self.started, self.taken
+
+        def on_pre_optimizer_step(self, args, state, control, **_) -> None:
+            if not control.should_training_stop:
+                self.seconds, self.last = synchronize(device) - self.started, self.taken + 1
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.Trainer(
+            model,
+            transformers.TrainingArguments(
+                folder,
+                max_steps=2 if best else 1,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=settings.examples // size,
+                train_sampling_strategy="group_by_length" if best else "random",
+                bf16=dtype == torch.bfloat16,
+                fp16=dtype == torch.float16,
+                torch_compile=compiled,
+                use_cpu=device.type == "cpu",
+                logging_strategy="no",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            pad_to_longest,
+            rows,
+            callbacks=[clock],
+        ).train()
+    skipped = 0 if best else 2
+    measured = sizes[clock.first :][: clock.last - skipped]
+    return dtype, clock.seconds, measured
+
+
+class NanoBlock(nn.Module):
+    """A transformer block as nanoGPT has it: torch's attention kernel, dropout and exact GELU."""
+
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.n_head, self.dropout = n_head, dropout
+        self.ln_1, self.ln_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.c_attn, self.c_proj = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
+        self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout, is_causal=True)
+        x = x + F.dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout)
+        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout)
+
+
+def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.dtype, float, list[tuple]]:
+    """Time a loop like nanoGPT's: every sentence padded to block_size, logits of the whole vocabulary at all positions.
+
+    As nanoGPT itself does, it runs in float32 on a CPU, and compiled and in bfloat16 on a GPU.
+    """
+    device, T, shape = settings.device, settings.block_size, settings.shape
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    wte, wpe = nn.Embedding(50304, shape["n_embd"]), nn.Embedding(T, shape["n_embd"])
+    blocks = [NanoBlock(shape["n_embd"], shape["n_head"], settings.dropout) for _ in range(shape["n_layer"])]
+    trunk = nn.Sequential(*blocks, nn.LayerNorm(shape["n_embd"]))
+    parts = nn.ModuleList([wte, wpe, trunk]).to(device)
+    for parameter in parts.parameters():
+        nn.init.normal_(parameter, std=0.02)
+
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
+        x = F.dropout(wte(tokens) + wpe.weight, settings.dropout)
+        logits = F.linear(trunk(x), wte.weight)  # (B, T, vocabulary)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    loss_of = torch.compile(loss_of) if device.type == "cuda" else loss_of
+
+    def step(chosen: np.ndarray) -> None:
+        tokens, targets = np.full((len(chosen), T), 50256), np.full((len(chosen), T), -1)
+        for row, example in enumerate(chosen):
+            sequence = split.sequence(example, T)
+            tokens[row, : len(sequence)] = sequence
+            targets[row, len(sequence) - 1] = split.labels[example]  # the class as the next token
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = loss_of(send(tokens, device), send(targets, device))
+        loss.backward()
+
+    micro_batches = random_micro_batches(split, settings, settings.batch_size)
+    seconds, taken = timed(step, micro_batches, settings)
+    return dtype, seconds, sizes_of(split.lengths(T), micro_batches[:taken], width=T)

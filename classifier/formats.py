@@ -118,7 +118,7 @@ def _delimited_rows(path: Path, delimiters: str) -> Iterator[tuple[int, list[str
         elif "unexpected end" in problem:
             problem = "a quoted field that is never closed"
         elif "universal-newline" in problem:
-            problem = "a carriage return inside a field without quotes"
+            problem = "a carriage return that neither ends a line nor stands in quotes (line ends of old Macs?)"
         kind = KINDS[delimiter]
         raise UserError(f"{path}, line {start}: not {kind}-separated values: {problem}") from None
 
@@ -132,7 +132,10 @@ def _width(path: Path, delimiter: str) -> int:
 
 
 def _delimited_columns(path: Path, delimiters: str) -> list[str]:
-    return next(_delimited_rows(path, delimiters), (1, []))[1]
+    _, header = next(_delimited_rows(path, delimiters), (1, []))
+    if not header:
+        raise UserError(f"{path}, line 1: no header: the first line must name the columns, and it is empty")
+    return header
 
 
 def _delimited_records(path: Path, names: list[str], delimiters: str) -> Iterator[Record]:

@@ -102,7 +102,7 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_
 
 
 BAD_TSV = {
-    "empty": (b"", "line 1: no column 'id'"),
+    "empty": (b"", "line 1: no header"),
     "header only": (HEADER, "no examples"),
     "missing column": ("\tid\tsentence\n0\ta\tfine\n", "line 1: no column 'sentiment'"),
     "doubled column": ("id\tid\tsentence\tsentiment\n", "line 1: more than one column 'id'"),

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from classifier.errors import UserError
+from classifier.errors import UserError, printable
 
 MAX_LINE = 1 << 20  # bytes; a longer line is no table's, and reading it whole would cost its size in memory
 BATCH_ROWS = 1024  # of a parquet file, in memory at once
@@ -260,7 +260,7 @@ def _parquet_records(path: Path, names: list[str]) -> Iterator[Record]:
         except UserError:
             raise
         except Exception as error:  # whatever pyarrow says of damage
-            raise UserError(f"{path}, after row {row}: cannot be read: {error!s:.200}") from None
+            raise UserError(f"{path}, after row {row}: cannot be read: {_in_a_line(error)}") from None
 
 
 def _open_parquet(path: Path) -> Any:
@@ -271,7 +271,11 @@ def _open_parquet(path: Path) -> Any:
     try:
         return ParquetFile(path, buffer_size=1 << 20)  # bytes; without it, whole columns would be read at once
     except Exception as error:  # whatever pyarrow says of damage
-        raise UserError(f"{path}: no parquet file, or a broken one: {error!s:.200}") from None
+        raise UserError(f"{path}: no parquet file, or a broken one: {_in_a_line(error)}") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())[:200])
 
 
 def _delimited(header: str, delimiters: str) -> Format:

@@ -28,6 +28,7 @@ from classifier.tables import read_rows, read_texts
 
 INPUTS = 600 if "TORTURE" in os.environ else 60  # of each kind
 SECONDS = 60  # an input that takes longer hangs
+OWN = ["own.csv", "own16.csv", "own.jsonl", "own.csv.gz"]
 
 
 @pytest.fixture
@@ -100,12 +101,16 @@ def read_table(folder: Path) -> None:
     assert all(row.sentence.strip() and row.label in (0, 1) for row in rows)
 
 
-def read_own(folder: Path) -> None:
+def read_own(folder: Path, names: list[str] = OWN) -> None:
     """The same, of whatever format, with the columns that are found in it."""
     options = Namespace(text_column=None, label_column=None, id_column=None)
-    for name in KINDS["own"][1]:
+    for name in names:
         sources, _ = find_sources({"train": str(folder / name)}, options)
         assert all(row.sentence.strip() and row.sentence.encode() for row in read_texts(sources["train"], True))
+
+
+def read_parquet(folder: Path) -> None:
+    read_own(folder, ["own.parquet"])
 
 
 def read_weights(folder: Path) -> None:
@@ -140,7 +145,8 @@ KINDS = {  # what reads the files, and which files
     "data": (read_data, ["data/sample/meta.json", *(f"data/sample/dev{field}" for field in FIELDS)]),
     "checkpoint": (read_checkpoint, ["out/last.pt"]),
     "tsv": (read_table, ["data/sample/dev.tsv"]),
-    "own": (read_own, ["own.csv", "own16.csv", "own.jsonl", "own.csv.gz"]),
+    "own": (read_own, OWN),
+    "parquet": (read_parquet, ["own.parquet"]),
     "config": (read_config, ["config.py"]),
     "weights": (read_weights, ["weights/model.safetensors", "weights/config.json"]),
     "run.json": (read_record, ["out/run.json"]),
@@ -155,8 +161,11 @@ def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):  
     if kind in ("checkpoint", "run.json", "log.csv"):
         succeed(*RUN, "--max_steps=10", cwd=workspace)
         read_checkpoint.expected = checkpoint.load(workspace / "out" / "last.pt")[1]
+    rows = [{"text": f"{i} é, 😀", "label": i % 2} for i in range(8)]
+    if kind == "parquet":
+        table = pytest.importorskip("pyarrow", reason="needs pyarrow").Table.from_pylist(rows)
+        pytest.importorskip("pyarrow.parquet").write_table(table, workspace / "own.parquet")
     if kind == "own":
-        rows = [{"text": f"{i} é, 😀", "label": i % 2} for i in range(8)]
         table = "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows)
         (workspace / "own.csv").write_text(table, encoding="utf-8")
         (workspace / "own16.csv").write_text(table, encoding="utf-16")

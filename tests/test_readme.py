@@ -33,6 +33,7 @@ ELSEWHERE = {
     "python app.py --ckpt out/best.pt": "run by test_page.py",
     "python evaluate.py --ckpt out/best.pt --calibrate": "run by test_calibration.py: these models know nothing",
 }
+SCRIPTS = [path for path in sorted([*REPO.glob("*.py"), *REPO.glob("bench/*.py")]) if '"__main__"' in path.read_text()]
 ROWS = 60  # of each file of the sample: as many as show that a command works
 FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
 
@@ -106,7 +107,7 @@ def first_rows(name: str, count: int, skipped: int = 0) -> str:
     return "".join([header, *rows[skipped : skipped + count]])
 
 
-@pytest.mark.parametrize("script", sorted({*REPO.glob("*.py"), *REPO.glob("bench/*.py")} - {REPO / "model.py"}))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_help_fits_a_terminal(script, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = succeed(script, "--help", cwd=tmp_path).splitlines()

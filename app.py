@@ -8,11 +8,6 @@ the dev set that the model was surest of. export_hf.py --space writes a folder
 that carries such a page by itself.
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 import argparse
 import socket
 from functools import partial

@@ -11,11 +11,6 @@ python evaluate.py --ckpt out/best.pt --text "A lovely film." --explain
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 import argparse
 import json
 import os

@@ -12,11 +12,6 @@ from such a folder, head included. With --space it is a Hugging Face Space, or
 python app.py in it shows the page.
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 import argparse
 import json
 import re

@@ -6,16 +6,10 @@ python finetune.py config/finetune_sst.py --init_from=resume
 torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py   (two GPUs)
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 import sys
 from collections.abc import Callable
 
 from classifier import errors
-from classifier.heap import start_without_thread_cache
 from classifier.seeds import run_seeds
 from classifier.settings import load_settings
 
@@ -51,7 +45,7 @@ beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
 eval_interval = 0  # steps between evaluations inside an epoch, beside that at its end; 0: none
-save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every ten minutes
+save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every minute
 # reports
 reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none
 tensorboard_log = False  # write for TensorBoard, too, into out_dir/tensorboard (pip install tensorboard)
@@ -70,9 +64,8 @@ activation_checkpointing = False  # compute activations twice and keep few of th
 
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
     settings = load_settings(__file__)
-    start_without_thread_cache(settings.device)
     if settings.seeds:
-        errors.run(lambda: run_seeds(__file__, settings), must_print=False)
+        errors.run(lambda: run_seeds(__file__, settings))
         sys.exit()
 
 import math
@@ -86,8 +79,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifier import distributed
-from classifier.batches import Features, Step, Texts, collate, epoch_order
-from classifier.budget import free_memory, measured_cost, token_budget_for
+from classifier.batches import Features, Step, Texts, collate, epoch_order, free_memory, token_budget_for
 from classifier.dataset import Split
 from classifier.device import choose_device, choose_dtype, compile_blocks, refuse_other_masks, tune
 from classifier.errors import UserError, is_out_of_memory
@@ -193,14 +185,10 @@ def net_and_examples(
 
 
 def warm_up(model: GPT, scaler: torch.amp.GradScaler, texts: Texts, token_budget: int, dtype: torch.dtype) -> None:
-    """Compile the blocks, if asked; and have a GPU that may choose its micro-batches measure what one costs."""
-    compute = partial(accumulate_gradient, model, scaler, dtype=dtype)
+    """Compile the blocks, if asked."""
     if settings.compile:
         some = collate(texts, np.arange(min(len(texts), 64)), token_budget)
         compile_blocks(model, partial(step_and_evaluation, model, scaler, some, dtype))
-    if may_fit(texts.device):
-        texts.micro_batch_cost = measured_cost(compute, texts, token_budget)
-        model.zero_grad(set_to_none=False)
 
 
 def step_and_evaluation(model: GPT, scaler: torch.amp.GradScaler, step: Step, dtype: torch.dtype) -> None:
@@ -223,7 +211,7 @@ def main() -> None:
 
 
 def train() -> None:
-    """Train and evaluate until the last step is taken."""
+    """Set up all that a run needs, and train."""
     data, splits = load_data(settings)
     device, device_reason = choose_device(settings.device)
     dtype, dtype_reason = choose_dtype(settings.dtype, device)
@@ -231,56 +219,68 @@ def train() -> None:
     tune(device, dtype, settings.deterministic)
     refuse_other_masks(device, settings.activation_checkpointing, settings.dropout)
     print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
-    with Run.open(settings, data) as run:
-        # model, optimizer, and where the run stands
-        model, progress = run.model or new_model(settings, data), run.progress
-        freeze_all_but_last(model, settings.trainable_blocks)
-        model.activation_checkpointing = settings.activation_checkpointing
-        model.to(device)
-        if may_fit(device) and not settings.token_budget:
-            progress.token_budget = token_budget_for(model, dtype, free_memory())
-        groups = optimizer_groups(model, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        run.began(model, optimizer, scaler, f"{device} ({device_reason})")
-        if run.is_complete:  # but for its record
-            return
-        describe(settings, model, *splits)
-        net, train_set, dev_set = net_and_examples(model, splits, dtype)
-        if net is model:
-            warm_up(model, scaler, train_set, progress.token_budget, dtype)
-        replica = distributed.parallel(net)
-        step = step_after(progress.step, progress, train_set, settings.seed)
-        run.ready()
-        while True:
-            # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints
-            if progress.evaluation_is_due:
-                run.evaluated(*loss_and_accuracy(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels))
-            if progress.is_done:
-                break
 
-            seed_dropout(settings.seed, progress.step)
-            learning_rate = learning_rate_at(progress.step, progress.all_steps, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            try:
-                loss = accumulate_gradient(replica, scaler, step, dtype, run.computed)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                run.ran_out_of_memory(int(train_set.lengths.max()))
-                optimizer.zero_grad(set_to_none=False)
-                step = step_after(progress.step, progress, train_set, settings.seed)
-                continue
-            upcoming = step_after(progress.step + 1, progress, train_set, settings.seed)  # while the device computes
-            try:
-                loss, grad_norm = update(model, optimizer, scaler, loss, settings.grad_clip)
-            except UserError as error:
-                ids = ", ".join(splits[0].ids()[i] for i in step.indices[:3])
-                raise UserError(f"step {progress.step + 1}, on examples {ids}, ...: {error}") from None
-            run.stepped(loss, grad_norm, learning_rate)
-            step = upcoming
+    # the run, a model and its optimizer: new, or where last.pt left them
+    run = Run(settings, data)
+    model, progress = run.model or new_model(settings, data), run.progress
+    freeze_all_but_last(model, settings.trainable_blocks)
+    model.activation_checkpointing = settings.activation_checkpointing
+    model.to(device)
+    if may_fit(device) and not settings.token_budget:
+        progress.token_budget = token_budget_for(model, dtype, free_memory())
+    groups = optimizer_groups(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    run.began(model, optimizer, scaler, f"{device} ({device_reason})")
+    with run.underway():
+        if not run.is_complete:
+            describe(settings, model, *splits)
+            net, train_set, dev_set = net_and_examples(model, splits, dtype)
+            if net is model:
+                warm_up(model, scaler, train_set, progress.token_budget, dtype)
+            take_steps(run, net, optimizer, scaler, train_set, dev_set, dtype)
+
+
+def take_steps(
+    run: Run,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    train_set: Texts | Features,
+    dev_set: Texts | Features,
+    dtype: torch.dtype,
+) -> None:
+    """Train and evaluate until the last step is taken."""
+    progress, replica = run.progress, distributed.parallel(net)
+    step = step_after(progress.step, progress, train_set, settings.seed)
+    run.ready()
+    while True:
+        # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints
+        if progress.evaluation_is_due:
+            run.evaluated(*loss_and_accuracy(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels))
+        if progress.is_done:
+            break
+
+        seed_dropout(settings.seed, progress.step)
+        learning_rate = learning_rate_at(progress.step, progress.all_steps, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        try:
+            loss = accumulate_gradient(replica, scaler, step, dtype, run.computed)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            loss = None
+        if loss is None:  # after the except block, which holds on to the activations
+            run.ran_out_of_memory(int(train_set.lengths.max()))
+            optimizer.zero_grad(set_to_none=False)
+            step = step_after(progress.step, progress, train_set, settings.seed)
+            continue
+        upcoming = step_after(progress.step + 1, progress, train_set, settings.seed)  # while the device computes
+        loss, grad_norm = update(net, optimizer, scaler, loss, settings.grad_clip)
+        run.stepped(loss, grad_norm, learning_rate)
+        step = upcoming
 
 
 if __name__ == "__main__":
-    errors.run(main, ": where last.pt was written, --init_from=resume goes on from it", must_print=False)
+    errors.run(main)

@@ -5,11 +5,6 @@ python prepare_cfimdb.py --source DIR   # takes the TSV files from DIR
 python prepare_cfimdb.py --detokenize   # "It 's fun ." becomes "It's fun."
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 from pathlib import Path
 
 from classifier import errors

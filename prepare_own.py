@@ -9,11 +9,6 @@ Run it again after a change of the files: data/NAME is made anew,
 config/finetune_NAME.py is kept.
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 import math
 import re
 import textwrap

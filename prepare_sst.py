@@ -7,11 +7,6 @@ python prepare_sst.py --phrases      # the labelled phrases of the training
                                      # sentences, too: data/sst-phrases/*.bin
 """
 
-from classifier.signals import quiet_interrupt
-
-if __name__ == "__main__":
-    quiet_interrupt()  # while the rest is imported
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classifier.batches import Texts, collate, epoch_order
-from classifier.budget import free_memory, measured_cost, token_budget_for
+from classifier.batches import Texts, collate, epoch_order, free_memory, token_budget_for
 from classifier.dataset import Split
 from classifier.device import choose_dtype, compile_blocks, send, tune
 from finetune import accumulate_gradient
@@ -68,10 +67,6 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     if compiled:
         some = collate(texts, np.arange(min(len(split), 64)), token_budget)
         compile_blocks(model, lambda: accumulate_gradient(model, scaler, some, dtype))
-    if device.type == "cuda":
-        texts.micro_batch_cost = measured_cost(
-            lambda step: accumulate_gradient(model, scaler, step, dtype), texts, token_budget
-        )
     steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(3)]
     step = collate(texts, steps[0], token_budget)
     for upcoming in steps[1:]:

@@ -141,7 +141,3 @@ def check_same_data(
         if not is_asked_for:
             raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
         print(f"note: {problem}")
-    for start in loaded.saved["data"]["ancestors"]:
-        if start["files"].get("dev") != now.get("dev"):
-            print(f"note: {loaded.path} began as {start['path']}, trained on {start['folder']}: if that held sentences")
-            print(f"  of this {' or '.join(splits)} split, they are no test of it")

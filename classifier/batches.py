@@ -16,7 +16,9 @@ from classifier.dataset import Split
 from classifier.device import send
 from model import GPT, Batch
 
-MICRO_BATCH_COST = 192  # tokens that a GPU computes in the time that one more micro-batch costs, until it is measured
+FLOOR = 6000  # tokens that a GPU computes while the operators of one micro-batch are launched: fewer take as long
+MOST_TOKENS = 65536  # of a GPU's micro-batch: a larger one is no faster
+SHARE_OF_MEMORY = 0.7  # the rest is for what a backward pass holds for a moment, and for gaps between tensors
 
 
 class Texts:
@@ -32,7 +34,6 @@ class Texts:
         self.block_size, self.device = model.config.block_size, model.head.weight.device
         self.lengths = split.lengths(self.block_size)  # (examples,) in tokens
         self.is_packed = self.device.type == "cpu" and not is_compiled
-        self.micro_batch_cost = MICRO_BATCH_COST
         # what a group more costs is an estimate: the time of one or two tokens at GPT-2's width, more in a narrow model
         self.most_padding = min(2**20 // model.config.n_embd**2, 64)
 
@@ -41,7 +42,7 @@ class Texts:
 
     def cut(self, indices: np.ndarray, token_budget: int) -> list[np.ndarray]:
         """Sort examples by length and cut them into micro-batches of at most token_budget tokens."""
-        return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed, self.micro_batch_cost)
+        return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """Return some examples, (n,) indices sorted by length, longest first, as the input of a GPT."""
@@ -111,11 +112,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def cut_into_micro_batches(
-    indices: np.ndarray,
-    lengths: np.ndarray,
-    token_budget: int,
-    is_packed: bool,
-    micro_batch_cost: int = MICRO_BATCH_COST,
+    indices: np.ndarray, lengths: np.ndarray, token_budget: int, is_packed: bool
 ) -> list[np.ndarray]:
     """Sort examples by length and cut them into micro-batches of at most token_budget tokens.
 
@@ -127,15 +124,11 @@ def cut_into_micro_batches(
         lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
         token_budget: a sequence that is longer makes a micro-batch of its own.
         is_packed: only real tokens count, and each micro-batch is filled (pack() may add some padding). Otherwise
-            padding counts, too, and where to cut is solved exactly, by dynamic programming: the least of it, with
-            micro_batch_cost tokens for each micro-batch.
+            padding counts, too, and where to cut is solved exactly, by dynamic programming.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     sorted_lengths = lengths[order]
-    if is_packed:
-        ends = _filled_ends(sorted_lengths, token_budget)
-    else:
-        ends = _cheapest_ends(sorted_lengths, token_budget, micro_batch_cost)
+    ends = (_filled_ends if is_packed else _cheapest_ends)(sorted_lengths, token_budget)
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])
@@ -150,19 +143,23 @@ def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     return np.maximum(ends, np.arange(1, len(totals))).tolist()  # one at least, however small the budget
 
 
-def _cheapest_ends(lengths: np.ndarray, token_budget: int, micro_batch_cost: int) -> list[int]:
-    """Return where the micro-batch that starts at each example ends, if all are padded and the cut costs least."""
-    longest, count = lengths.tolist(), len(lengths)
+def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
+    """Return where the micro-batch that starts at each example ends, if all are padded and the cut costs least.
+
+    A micro-batch costs its tokens, padding included, or FLOOR if that is more: a GPU computes one while the next is
+    launched, and so takes the longer of the two times.
+    """
+    longest, count, floor = lengths.tolist(), len(lengths), min(FLOOR, token_budget)
     rows = np.arange(1, count + 1)
     cost = np.zeros(count + 1)  # of the examples from here to the end, in tokens
     ends = [0] * count
     for start in reversed(range(count)):
         # examples that this micro-batch could take: one at least, however small the budget
         most = min(max(token_budget // longest[start], 1), count - start)
-        # for each number of examples, its padded size and what then remains
-        costs = rows[:most] * longest[start] + cost[start + 1 : start + 1 + most]
+        # for each number of examples, what they cost and what then remains
+        costs = np.maximum(rows[:most] * longest[start], floor) + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
-        cost[start] = costs[ends[start] - start - 1] + micro_batch_cost
+        cost[start] = costs.min()
     return ends
 
 
@@ -182,3 +179,38 @@ def pack(lengths: list[int], most_padding: int) -> list[tuple[int, int]]:
             groups.append((count, length))
     N = sum(B * T for B, T in groups)
     return [*groups, (-N % 32, 1)] if N % 32 and N >= 1024 else groups
+
+
+# -----------------------------------------------------------------------------
+# how many tokens a GPU's memory holds
+
+
+def activation_bytes(model: GPT, dtype: torch.dtype) -> int:
+    """Return the memory that a token's activations take in training, from a forward pass to its backward pass.
+
+    Of each block, in units of n_embd: the residual stream before and after attention in float32; in dtype what the four
+    linear layers and GELU take in (1 + 1 + 1 + 4 + 4), and queries, keys and values (3); and two dropout masks of one
+    byte. With activation checkpointing, only a block's input and one block in whole.
+    """
+    n_layer, n_embd = model.config.n_layer, model.config.n_embd
+    block = n_embd * (2 * 4 + 14 * dtype.itemsize + 2)
+    return n_layer * n_embd * 4 + block if model.activation_checkpointing else n_layer * block
+
+
+def free_memory() -> int:
+    """Return the bytes of the GPU's memory that are free, what this process has in reserve included."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def token_budget_for(model: GPT, dtype: torch.dtype, free: int) -> int:
+    """Return how many tokens of a micro-batch fit into so many free bytes: a power of two.
+
+    Gradients, AdamW's two averages and the copies of the weights in dtype are still to come; so is, in each backward
+    pass, a second gradient of the table of embeddings.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    copies = dtype.itemsize * sum(p.numel() for p in model.h.parameters()) if dtype != torch.float32 else 0
+    left = SHARE_OF_MEMORY * (free - 3 * 4 * trained - copies - 4 * model.wte.weight.numel())
+    tokens = int(max(left, 0)) // activation_bytes(model, dtype)
+    return min(1 << max(tokens.bit_length() - 1, 8), MOST_TOKENS)  # 256 at least; it is halved if that is too much

@@ -16,19 +16,10 @@ from classifier import errors
 from classifier.errors import UserError
 from classifier.files import written_whole
 from classifier.predict import loss_and_accuracy
-from classifier.schema import is_finite, is_positive, read_json
 
 BINS = 15  # as Guo et al. 2017 have it
 FOLDS = 5
 COLDEST, HOTTEST = 0.01, 100.0
-STORED = {  # the schema of the file
-    "temperature": lambda value: is_finite(value) and COLDEST <= value <= HOTTEST,
-    "checkpoint_sha256": str,
-    "folder": lambda value: isinstance(value, str) and value.isprintable(),
-    "files": dict,
-    "examples": is_positive,
-    **dict.fromkeys(["before", "after", "estimate"], {"loss": is_finite, "calibration_error": is_finite}),
-}
 
 
 class Reliability(NamedTuple):
@@ -71,13 +62,11 @@ def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
 
     logits = logits.double()
     bounds = np.log([COLDEST, HOTTEST])
-    found = minimize_scalar(
-        lambda log_t: loss_and_accuracy(logits / np.exp(log_t), labels)[0],
-        bounds=bounds,
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
-    return float(np.exp(found.x))
+
+    def loss(log_t: float) -> float:
+        return loss_and_accuracy(logits / np.exp(log_t), labels)[0]
+
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-8}).x))
 
 
 def calibrated_by_folds(logits: Tensor, labels: np.ndarray) -> Tensor:
@@ -113,18 +102,11 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
             f"all of them right, or knows nothing of them"
         )
     stages = {"before": logits, "after": logits.double() / temperature, "estimate": calibrated_by_folds(logits, labels)}
-    measured = {
-        name: {
-            "loss": loss_and_accuracy(each.double(), labels)[0],
-            "calibration_error": calibration_error(each, labels),
-        }
-        for name, each in stages.items()
-    }
-    return {"temperature": temperature, "examples": len(labels), **measured}
-
-
-# -----------------------------------------------------------------------------
-# the file
+    found = {"temperature": temperature, "examples": len(labels)}
+    for name, each in stages.items():
+        loss, _ = loss_and_accuracy(each.double(), labels)
+        found[name] = {"loss": loss, "calibration_error": calibration_error(each, labels)}
+    return found
 
 
 def temperature_path(ckpt: str | Path) -> Path:
@@ -133,7 +115,7 @@ def temperature_path(ckpt: str | Path) -> Path:
 
 
 def write_temperature(ckpt: str, content: dict[str, Any]) -> Path:
-    """Write what STORED says beside a checkpoint, whole or not at all; return the file's path."""
+    """Write what calibrate() has found, and for what, beside a checkpoint, whole or not at all; return its path."""
     path = temperature_path(ckpt)
     with written_whole(path, "w") as f:
         f.write(json.dumps(content, indent=2) + "\n")
@@ -144,13 +126,19 @@ def read_temperature(ckpt: str, sha256: str) -> dict[str, Any]:
     """Return what is stored of the temperature that was fitted for a checkpoint of this checksum, or {}.
 
     Raises:
-        UserError: the file is broken.
+        UserError: the file is damaged.
     """
     path = temperature_path(ckpt)
     if not path.exists():
         return {}
-    stored = read_json(path, STORED)
-    if stored["checkpoint_sha256"] != sha256:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        is_for_these_weights = stored["checkpoint_sha256"] == sha256
+        if not COLDEST <= stored["temperature"] <= HOTTEST:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):  # no JSON, or other content
+        raise UserError(f"{path} is damaged or of another program: remove it and fit it again by --calibrate") from None
+    if not is_for_these_weights:
         note = f"note: {path} was fitted for other weights than {ckpt} has, and is not used: see --calibrate"
         print(errors.printable(note), file=sys.stderr)
         return {}

@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO, TypeVar
-
-from classifier.signals import quiet_interrupt
+from contextlib import suppress
+from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
 # how torch words it, on a CPU and on a GPU
@@ -18,70 +16,35 @@ class UserError(Exception):
     """Something that input, files, settings or the machine caused. The message says what, where and what to do."""
 
 
-class Lasting:
-    """A text stream that never fails: what cannot be printed, on a full disk or to a reader that has left, is lost."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.failure = stream, ""
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self.stream.flush)
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except OSError as error:
-            self.failure = error.strerror or str(error)
-            silence(self.stream)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def run(main: Callable[[], Result], after_interrupt: str = "", must_print: bool = True) -> Result:
+def run(main: Callable[[], Result]) -> Result:
     """Return main(), the body of a script, and turn what the person can mend into one line on stderr.
 
-    Args:
-        main: takes no arguments.
-        after_interrupt: what to say on Ctrl-C beyond "interrupted".
-        must_print: end as soon as something cannot be printed; else only the exit status says so, at the end.
-
-    Exit status: 1 for a UserError, an OSError (disk full, no permission) or exhausted memory; 130 for Ctrl-C.
+    Exit status: 1 for a UserError, an OSError (disk full, no permission), a missing package or exhausted memory; 130
+    for Ctrl-C.
     """
-    prepare_streams()
-    output = Lasting(sys.stdout)
-    if not must_print:
-        sys.stdout = output
-    is_quiet = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see quiet_interrupt
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # no character shall stop the output
     try:
-        if is_quiet:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         result = main()
         sys.stdout.flush()
-        if output.failure:
-            raise UserError(f"all is done, but not all of it could be printed: {output.failure}")
         return result
     except UserError as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        how = f"`pip install -r requirements.txt`, or `pip install {error.name}` for one that is only asked for here"
+        fail(f"the package {error.name} is not installed: run {how}")
     except BrokenPipeError:  # the reader of our output left, as `head` does: nothing more to say to it
-        silence(sys.stdout)
-        sys.exit(1)
+        end(1)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        fail(in_words(error))
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             fail("out of memory: use a smaller token_budget, block_size or model, or free some")
         raise
     except KeyboardInterrupt:
-        print(f"interrupted{after_interrupt}", file=sys.stderr)
-        sys.exit(130)  # 128 + SIGINT, as shells have it
-    finally:
-        if is_quiet:
-            quiet_interrupt()
+        print("interrupted", file=sys.stderr)
+        end(130)  # 128 + SIGINT, as shells have it
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -89,21 +52,9 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def prepare_streams() -> None:
-    """Give closed standard streams a place to go, and let no character stop the output."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    if not isinstance(sys.stderr, Lasting):
-        sys.stderr = Lasting(sys.stderr)  # where an error cannot be told, the exit status still is right
-
-
-def silence(stream: TextIO) -> None:
-    """Let everything that goes to a stream, what it still keeps included, go nowhere from now on."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def in_words(error: OSError) -> str:
+    """Return what the system says is wrong, and with which file if it names one."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
 
 
 def fail(message: str) -> NoReturn:
@@ -111,7 +62,17 @@ def fail(message: str) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "
     print("error: " + who + printable(" ".join(message.split())), file=sys.stderr)
-    sys.exit(1)
+    end(1)
+
+
+def end(status: int) -> NoReturn:
+    """Exit; what stdout still keeps and cannot take, on a full disk or without a reader, is dropped first."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def printable(text: str) -> str:

@@ -10,9 +10,7 @@ import torch
 from classifier import checkpoint, distributed
 from classifier.dataset import Split, load_meta, load_split, training_files
 from classifier.errors import UserError
-from classifier.files import file_sha256
 from classifier.pretrained import TRUNK_ALONE, load_gpt2
-from classifier.schema import misfit
 from classifier.settings import MAY_CHANGE, differences
 from classifier.tokenizer import check_vocabulary, encode_label_words, encode_prompt
 from classifier.weights import HUB_NAMES
@@ -36,7 +34,6 @@ def load_data(settings: SimpleNamespace) -> tuple[dict[str, Any], list[Split]]:
         "leading_space": meta["splits"]["train"]["leading_space"],
         "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
         "files": training_files(meta),
-        "ancestors": [],  # the checkpoints from which the training began, if any, the latest first
     }
     return facts, splits
 
@@ -45,7 +42,7 @@ def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
     """Return the model that init_from names: its head that of label_words, a stored one, or random.
 
     Args:
-        data: load_data's facts; the ancestors of a model from a checkpoint are added.
+        data: load_data's facts.
 
     Raises:
         UserError: there is no such model, or it does not fit the settings.
@@ -78,7 +75,7 @@ def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
 
 
 def load_trained(path: str, settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
-    """Return the model of a checkpoint, with its head or a random one; note down in data what it was trained on.
+    """Return the model of a checkpoint, with its head or a random one.
 
     Raises:
         UserError: it is no checkpoint, it has fewer positions than block_size, or its head has other classes.
@@ -100,9 +97,7 @@ def load_trained(path: str, settings: SimpleNamespace, data: dict[str, Any]) -> 
     if settings.new_head:
         weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     model.load_state_dict(weights)
-    start = {"path": path, "sha256": file_sha256(path)} | {name: saved["data"][name] for name in ("folder", "files")}
-    data["ancestors"] = [start, *saved["data"]["ancestors"]]
-    if any(each["files"].get("dev") != data["files"]["dev"] for each in data["ancestors"]):
+    if saved["data"]["files"].get("dev") != data["files"]["dev"]:
         print(
             f"note: {path} was trained with another dev set: if it has seen sentences of this one, accuracies flatter"
         )
@@ -146,12 +141,8 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
         UserError: there is nothing to resume from, or data or settings differ from what the run began with.
     """
     model, saved = checkpoint.load(path)
-    if "optimizer" not in saved or "scaler" not in saved:
+    if "optimizer" not in saved:
         raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
-    scaler = checkpoint.SCALER if settings.dtype == "float16" else {}
-    if (wrong := misfit(saved["scaler"], scaler, "scaler")) is not None:
-        raise UserError(f"{path} is damaged or incomplete: {wrong}")
-    facts["ancestors"] = saved["data"]["ancestors"]
     if saved["data"]["files"] != facts["files"]:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
     free = MAY_CHANGE - {"epochs"} if settings.lr_schedule == "cosine" else MAY_CHANGE  # it ends with the last epoch

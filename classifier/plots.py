@@ -41,8 +41,6 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
         UserError: the log is not what finetune.py writes.
     """
     try:
-        if not log.is_file():
-            raise ValueError
         with open(log, newline="", encoding="utf-8") as f:
             rows = list(csv.DictReader(f))
         train, dev = ([row for row in rows if row["split"] == split] for split in ("train", "dev"))
@@ -75,26 +73,22 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
 
 def draw_confusion(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
     """Draw the confusion matrix: a row for each true class, counts and shares of the row in each cell."""
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix  # here, since importing it takes a second
 
     classes = range(len(label_names))
     counts = confusion_matrix(np.asarray(split.labels), logits.argmax(-1).numpy(), labels=classes)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(max(4.0, 1.1 * len(label_names)), 14.0)
+    side, has_room = min(max(4.0, 1.1 * len(classes)), 14.0), len(classes) <= 16
     figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    has_room = len(label_names) <= 16
-    for (row, column), share in np.ndenumerate(shares):
-        if has_room:
-            colour = "black" if share > 0.55 else "white"
-            text = f"{counts[row, column]:,}\n{share:.0%}"
-            axes.text(column, row, text, ha="center", va="center", color=colour)
     names = [textwrap.shorten(name, 30, placeholder="...") for name in label_names]
+    display = ConfusionMatrixDisplay(shares, display_labels=names)
+    display.plot(include_values=has_room, cmap="cividis", ax=axes, colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    for cell, text in np.ndenumerate(display.text_) if has_room else ():
+        text.set_text(f"{counts[cell]:,}\n{shares[cell]:.0%}")
     axes.set_xticks(classes, names, rotation=30, ha="right")
-    axes.set_yticks(classes, names)
     axes.set(xlabel="predicted", ylabel="true", title=f"{split.name}: {'counts and ' * has_room}shares of each row")
-    figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+    figure.colorbar(display.im_, ax=axes, shrink=0.8, format="{x:.0%}")
     _write(figure, path)
 
 
@@ -104,8 +98,7 @@ def draw_reliability(path: Path, logits: Tensor, split: Split, label_names: list
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
     accuracy, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     accuracy.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-    counts = list(zip(bins.right.tolist(), bins.examples.tolist(), strict=True))
-    _plot_with_intervals(accuracy, bins.confidence, counts, f"model (expected calibration error {error:.3f})")
+    _plot_with_intervals(accuracy, *bins, f"model (expected calibration error {error:.3f})")
     accuracy.set(ylabel="accuracy", ylim=(0, 1.02), title=f"{split.name}: accuracy by confidence")
     accuracy.legend(loc="upper left")
     histogram.hist(logits.softmax(-1).amax(-1).numpy(), bins=np.linspace(0, 1, BINS + 1), color=BLUE)
@@ -119,14 +112,16 @@ def draw_accuracy_by_length(path: Path, logits: Tensor, split: Split, label_name
     lengths = np.diff(split.offsets)
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 9)[1:], method="higher"))  # last length of each group
     groups = np.searchsorted(edges, lengths)
-    counts = [(int(right[groups == g].sum()), int((groups == g).sum())) for g in range(len(edges))]
-    firsts = [int(lengths[groups == g].min()) for g in range(len(edges))]
+    examples = np.bincount(groups)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    _plot_with_intervals(axes, np.arange(len(edges)), counts, "accuracy in the group")
+    _plot_with_intervals(
+        axes, np.arange(len(edges)), np.bincount(groups, right).astype(int), examples, "accuracy in the group"
+    )
     axes.axhline(right.mean(), color=GREY, linestyle="--", label=f"all: {right.mean():.3f}")
+    firsts = [lengths[groups == group].min() for group in range(len(edges))]
     ranges = [f"{first}-{last}" if first < last else f"{first}" for first, last in zip(firsts, edges, strict=True)]
-    names = [f"{lengths}\nn={n}" for lengths, (_, n) in zip(ranges, counts, strict=True)]
+    names = [f"{lengths}\nn={n}" for lengths, n in zip(ranges, examples, strict=True)]
     axes.set_xticks(np.arange(len(edges)), names)
     axes.set(xlabel="sentence length (tokens)", ylabel="accuracy", title=f"{split.name}: accuracy by length")
     axes.legend()
@@ -145,12 +140,11 @@ def _columns(rows: list[dict[str, str]], *names: str) -> list[list[float]]:
     return [[float(row[name]) for row in rows] for name in names]
 
 
-def _plot_with_intervals(axes: Axes, x: np.ndarray, counts: list[tuple[int, int]], label: str) -> None:
+def _plot_with_intervals(axes: Axes, x: np.ndarray, right: np.ndarray, examples: np.ndarray, label: str) -> None:
     """Plot the accuracies right / examples with their 95% Wilson intervals."""
-    accuracies = np.array([right / examples for right, examples in counts])
-    bounds = np.array([wilson_interval(right, examples) for right, examples in counts]).T
-    around = np.abs(bounds - accuracies)
-    axes.errorbar(x, accuracies, yerr=around, color=BLUE, marker="o", capsize=3, label=f"{label}, 95% interval")
+    bounds = np.array([*map(wilson_interval, right.tolist(), examples.tolist())]).T
+    around = np.abs(bounds - right / examples)
+    axes.errorbar(x, right / examples, yerr=around, color=BLUE, marker="o", capsize=3, label=f"{label}, 95% interval")
 
 
 def _write(figure: Figure, path: Path) -> None:

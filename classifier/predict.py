@@ -1,7 +1,6 @@
 """A model's answers for a whole split, in few micro-batches of little padding, and how good they are."""
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -38,33 +37,25 @@ def predict(
         compute: what to call instead of net itself: its method features.
 
     Raises:
-        UserError: some outputs are not finite, or memory does not do for one example.
+        UserError: some outputs are not finite.
     """
     net.eval()
     compute = compute or net
     indices, is_shared = np.arange(len(examples)), len(examples) >= distributed.size()
     if is_shared:
         indices = distributed.share(indices, examples.lengths)
-    to_do = deque(examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max()))))
-    order, parts = [], []
+    to_do, order, parts = examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max()))), [], []
     with casting(net, dtype):
         while to_do:
-            chosen = to_do.popleft()
             try:
-                parts.append(compute(examples.batch(chosen)))
+                parts.append(compute(examples.batch(to_do[0])))
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if len(to_do[0]) == 1 or not is_out_of_memory(error):
                     raise
-                if len(chosen) == 1:
-                    raise UserError(
-                        f"out of memory with a single text of {examples.lengths[chosen[0]]} tokens: what else uses "
-                        "this memory? --device=cpu has the machine's"
-                    ) from None
-                half = len(chosen) // 2
-                to_do.extendleft([chosen[half:], chosen[:half]])
+                to_do[:1] = np.array_split(to_do[0], 2)
                 continue
-            order.append(chosen)
-            on_examples(len(chosen))
+            order.append(to_do.pop(0))
+            on_examples(len(order[-1]))
     outputs = torch.cat(parts).cpu()  # the only wait for the device
     whole = outputs.new_zeros(len(examples), outputs.shape[1])
     whole.index_copy_(0, torch.from_numpy(np.concatenate(order)), outputs)

@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from classifier import errors, tokenizer
-from classifier.dataset import FORMAT_VERSION, PREPARED, TOKENIZER, finish_moving, load_meta, meta_sha256
+from classifier.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
 from classifier.detokenize import detokenize
 from classifier.errors import UserError
-from classifier.files import file_sha256, folder_written_whole, hold, refuse_irregular
+from classifier.files import file_sha256, hold, refuse_irregular, to_disk
 from classifier.tables import Row, Source, as_source, read_rows
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
@@ -31,7 +32,8 @@ def prepare(
 ) -> None:
     """Tokenize a task's TSV files into `folder` and print a table of what is in them.
 
-    Everything is written beside the folder's present content and moved into place only when all of it is whole.
+    Everything is written beside the folder's present content and moved into place only when all of it is whole. Killed
+    while it moves, it leaves what no reader takes, and the same command again mends.
 
     Args:
         task: name recorded in meta.json.
@@ -57,11 +59,11 @@ def prepare(
     }
     encoding = tokenizer.load_tokenizer()
     with hold(folder):
-        finish_moving(folder)
         if _is_detokenized(folder) not in (None, detokenized):
             form = "as it is" if detokenized else "detokenized"
             print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
-        with folder_written_whole(folder / PREPARED, replace=True) as staging:
+        with TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
+            staging = Path(temporary)
             print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
             heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
             print(heads + f"{f'>{block_size}':>7}  labels")
@@ -78,7 +80,11 @@ def prepare(
             (staging / "meta.json").write_text(text, encoding="utf-8")
             for path in staging.iterdir():
                 refuse_irregular(folder / path.name)
-        finish_moving(folder)
+            # meta.json goes last: until then, the checksums of the old one refuse the new files
+            for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
+                to_disk(path)
+                os.replace(path, folder / path.name)
+            to_disk(folder)
     print(f"wrote {folder}{os.sep}")
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from classifier.errors import UserError
 
-STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best", "unsaved")  # in a checkpoint
+STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best")  # in a checkpoint
 
 
 @dataclass
@@ -26,8 +26,7 @@ class Progress:
     evaluated: int = 0  # step of the last evaluation that was regular
     seconds: float = 0.0  # of training, earlier parts of a resumed run included
     skipped: int = 0  # steps whose gradient was not finite in float16
-    best: dict[str, Any] = field(default_factory=dict)  # the evaluation of best.pt, with the file's sha256
-    unsaved: dict[str, Any] = field(default_factory=dict)  # a better one, whose weights could not be written
+    best: dict[str, Any] = field(default_factory=dict)  # the best evaluation so far: that of best.pt
 
     @classmethod
     def planned(cls, settings: SimpleNamespace, examples: int) -> "Progress":

@@ -1,124 +1,166 @@
-"""One run: its folder, where it stands, and everything that it writes, prints and obeys while finetune.py trains."""
+"""One run: its folder, where it stands, and everything that it writes and obeys while finetune.py trains.
 
+There is one way back from whatever ends it: --init_from=resume goes on from last.pt, to the same bits. It writes in one
+order, log.csv's rows, last.pt, best.pt, run.json, each file whole or not at all. So only the last two can be behind
+last.pt, and resuming puts them right.
+"""
+
+import csv
+import gc
 import math
+import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import IO, Any
 
 import torch
 
 from classifier import checkpoint, distributed
 from classifier.display import Display, show_results
-from classifier.errors import UserError
-from classifier.facts import run_facts
-from classifier.files import hold
+from classifier.errors import UserError, in_words
+from classifier.facts import now, run_facts
+from classifier.files import file_sha256, hold, is_held, write_json, written_whole
 from classifier.initial import load_resumable
 from classifier.progress import Progress
-from classifier.record import Record, refuse_another_run, when_ended
-from classifier.saving import Checkpoints
+from classifier.seeds import ended_run
 from classifier.settings import ARE_LOCAL
-from classifier.signals import Stopped, ignore_signals, note_signals
+from classifier.trackers import open_trackers
 from model import GPT
 
-SECONDS_BETWEEN_SAVES = 600  # where save_interval is 0
+SECONDS_BETWEEN_SAVES = 60
+STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
+LOG = ["step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "seconds"]
+WHOLE_ROW = re.compile(r"([0-9]+),[0-9.e-]+,(train|dev)(,[^,]*){6}\n")
 
 
 class Run:
-    """A run, which finetune.py tells in this order that it began, is ready, stepped and evaluated, again and again."""
+    """A run, which finetune.py tells in this order that it began, is ready, stepped and evaluated, again and again.
+
+    Of several processes only the first one writes.
+    """
 
     def __init__(self, settings: SimpleNamespace, data: dict[str, Any]) -> None:
-        self.settings, self.data, self.out = settings, data, Path(settings.out_dir)
-        self.progress = Progress.planned(settings, data["examples"]["train"])
-        self.is_first = distributed.rank() == 0
-        self.lock = self.record = self.display = self.model = self.saved = None  # saved: a resumed run's last.pt
-
-    @classmethod
-    @contextmanager
-    def open(cls, settings: SimpleNamespace, data: dict[str, Any]) -> Iterator["Run"]:
-        """Give a new run, or the one that --init_from=resume goes on with; at the end of the block say how it ended.
-
-        A signal, or the end of another process, stops it: last.pt is saved.
+        """Begin a run, or take up the one that --init_from=resume goes on with; nothing is written yet.
 
         Args:
             data: the facts that initial.load_data returns.
 
         Raises:
-            UserError: out_dir holds another run or is in use, there is nothing to resume, or not all could be written.
+            UserError: out_dir holds another run or is in use, or there is nothing to resume.
         """
-        run = cls(settings, data)
+        self.settings, self.data, self.out = settings, data, Path(settings.out_dir)
+        self.progress = Progress.planned(settings, data["examples"]["train"])
+        self.is_first = distributed.rank() == 0
+        self.model = self.saved = None  # of a resumed run: its model, and the content of its last.pt
+        self.display, self.signals = None, []
         if settings.init_from == "resume":
-            if run.is_first and run.out.is_dir():
-                run.lock = hold(run.out)  # until the process ends
-            run.model, run.saved = load_resumable(settings, run.out / "last.pt", data)
-        elif run.is_first:
-            refuse_another_run(run.out, settings.overwrite)
-        try:
-            yield run
-        except Stopped as signal:
-            run._stop()
-            sys.exit(128 + signal.args[0])
-        except RuntimeError as error:
-            if run.display and distributed.is_lost_peer(error):
-                run._stop()
-            raise
-        run._finish()
+            if self.is_first and self.out.is_dir():
+                self.lock = hold(self.out)  # until the process ends
+            self.model, self.saved = load_resumable(settings, self.out / "last.pt", data)
+            return
+        found = [name for name in ("best.pt", "last.pt") if (self.out / name).exists()]
+        if found and self.is_first and not settings.overwrite:
+            raise UserError(
+                f"{self.out} holds another run ({', '.join(found)}): go on with it by --init_from=resume, "
+                f"choose another --out_dir, or replace it by --overwrite=True"
+            )
 
     def began(
         self, model: GPT, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, device_reason: str
     ) -> None:
-        """Take possession of out_dir and begin the record, or take up everything where the resumed run left it."""
+        """Take possession of out_dir, or take up everything where the resumed run left it."""
         settings, progress = self.settings, self.progress
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
         if self.saved:
-            facts = self._take_up(self.saved, optimizer, scaler)
+            checkpoint.load_training_state(optimizer, scaler, self.saved, self.out / "last.pt")
+            progress.restore(self.saved["progress"])
+            self.facts = {name: fact for name, fact in self.saved["run"].items() if name != "best"}
         else:
             if self.is_first:
                 self.out.mkdir(parents=True, exist_ok=True)
                 self.lock = hold(self.out)
-                refuse_another_run(self.out, settings.overwrite)  # one that has begun in the meantime
-            facts = run_facts(vars(settings), self.data, model, device_reason)
-        facts["settings"] |= {"epochs": settings.epochs, "max_steps": settings.max_steps}  # may differ on resume
-        facts["processes"] = distributed.size()
+            self.facts = run_facts(vars(settings), self.data, model, device_reason)
+        self.facts["settings"] |= {"epochs": settings.epochs, "max_steps": settings.max_steps}  # may differ on resume
+        self.facts["processes"] = distributed.size()
         common = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
         distributed.refuse_differences(common | {"data": self.data["files"], "step of last.pt": progress.step})
-        self.record = Record(settings, facts, self.lock, progress)
-        parts = {"data": self.data, "settings": vars(settings)}
-        self.checkpoints = Checkpoints(self.record, progress, model, optimizer, scaler, **parts)
+        self.trackers = open_trackers(settings, self.facts, self.out, progress.step) if self.is_first else []
         if self.saved and self.is_first:
-            self.checkpoints.take_up()
+            self._put_best_right()
         if self.saved and progress.is_done:
             has_ended = settings.lr_schedule == "cosine" and progress.step == progress.all_steps
             how = "its cosine has ended, so begin a new run" if has_ended else "raise epochs or max_steps to go on"
             print(f"note: {self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
 
+    def _put_best_right(self) -> None:
+        """Write best.pt where the run ended before it could.
+
+        Raises:
+            UserError: another best.pt is there than last.pt tells of, and last.pt does not have its weights.
+        """
+        path, step, told = self.out / "best.pt", self.progress.step, self.progress.best.get("step")
+        found = checkpoint.step_of_best(path, self.facts)
+        if found == told:
+            return
+        if told == step:
+            self._write("best.pt")
+        elif found is None:
+            print(f"note: {path} is gone, and with it the best weights up to here")
+            self.progress.best = {}
+        else:
+            raise UserError(f"{path} is of step {found}, and last.pt tells of one of step {told}: move it elsewhere")
+
     @property
     def is_complete(self) -> bool:
-        """Whether the resumed run lacks nothing but, where it was killed in its last moment, a part of its record."""
+        """Whether nothing is left to train or evaluate."""
         return self.progress.is_done and not self.progress.evaluation_is_due
 
     def ready(self) -> None:
         """Start the clock, show the progress and heed signals: the training begins."""
         self.display = Display(self.progress, is_hidden=not self.is_first)
-        self.saved_at = time.monotonic()
-        self.record.start_clock()
-        self.signal_received = note_signals() if self.is_first else ignore_signals()
-        if self.checkpoints.waiting:  # before a step changes the weights
-            self._save()
+        self.saved_at = self.row_began_at = time.monotonic()
+        self.began_at = self.saved_at - self.progress.seconds
+        for number in STOPPING:
+            if not self.is_first:  # it heeds them, and its end is the others' end
+                signal.signal(number, signal.SIG_IGN)
+            elif signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._note_signal)
+        if self.saved and self.is_first:
+            self._open_record()
 
-    def _take_up(
-        self, saved: dict[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> dict[str, Any]:
-        """Put a checkpoint's state into optimizer, scaler and progress; return the facts of its run."""
-        checkpoint.load_optimizer_state(optimizer, saved["optimizer"], self.out / "last.pt")
-        scaler.load_state_dict(saved["scaler"])
-        self.progress.restore(saved["progress"])
-        facts = {name: fact for name, fact in saved["run"].items() if name not in ("best", "unsaved")}
-        if self.progress.is_done and (ended := when_ended(self.out / "run.json", facts["started"])):
-            facts["ended"] = ended
-        return facts
+    def _note_signal(self, number: int, _: FrameType | None) -> None:
+        """Have the run stop at the next point where nothing is half done; a second Ctrl-C ends it at once."""
+        if self.signals and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.signals.append(number)
+        with suppress(OSError):  # os.write: print may be in the middle of something
+            os.write(2, b"\nstopping, without the step at hand (Ctrl-C again: at once, without saving)\n")
+
+    @contextmanager
+    def underway(self) -> Iterator[None]:
+        """Train for the length of a block, and complete the record; whatever ends it early, say how to go on."""
+        try:
+            yield
+            if self.is_first:
+                self._finish()
+        except OSError as error:
+            self.stop_if_asked()  # a terminal that is closed takes no more output, and sends SIGHUP
+            last = self.out / "last.pt"
+            how = f"--init_from=resume goes on from {last}" if last.is_file() else "no last.pt was written yet"
+            raise UserError(f"{in_words(error)}; stopped after {self.progress.step} steps: {how}") from None
+        except RuntimeError as error:
+            if distributed.is_lost_peer(error):
+                self._save_what_there_is()
+            raise
+        finally:
+            if self.display:
+                self.display.close()
 
     def computed(self, examples: int) -> None:
         """Note that so many examples more are done in this process; stop if a signal has asked for it."""
@@ -126,9 +168,19 @@ class Run:
         self.stop_if_asked()
 
     def stop_if_asked(self, *_: Any) -> None:
-        """Raise Stopped if a signal has come: called where nothing is half done that could not be dropped."""
-        if number := self.signal_received():
-            raise Stopped(number)
+        """Stop if a signal has come: called where nothing is half done that could not be dropped."""
+        if self.signals:
+            self._save_what_there_is()
+            sys.exit(128 + self.signals[0])
+
+    def _save_what_there_is(self) -> None:
+        """Save, without the step at hand, and say how to go on."""
+        self._save()
+        self.display.close()
+        how = f": --init_from=resume goes on from {self.out / 'last.pt'}" if self.progress.step else ""
+        with suppress(OSError):  # of a closed terminal
+            if self.is_first:
+                print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
 
     def ran_out_of_memory(self, longest: int) -> None:
         """Have the same step taken again in smaller micro-batches; longest: the tokens of the longest sequence."""
@@ -139,66 +191,126 @@ class Run:
 
     def stepped(self, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Count a step that was taken, log it, and save last.pt if that is due."""
-        progress = self.progress
+        progress, interval = self.progress, self.settings.save_interval
         examples = progress.examples_before(progress.step + 1) - progress.examples_before(progress.step)
         was_skipped = not math.isfinite(grad_norm)  # by the scaler, in float16
         progress.step += 1
         progress.skipped += was_skipped
-        self.checkpoints.keep_folder()
-        if progress.step == 1:
-            self.record.begin()
-        speed = self.record.add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+        if progress.step == 1 and self.is_first:  # not sooner, so that failing takes nothing away
+            self._open_record()
+        speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
         self.display.show_step(loss, learning_rate, speed, was_skipped)
-        interval, time_is_up = self.settings.save_interval, time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
-        is_due = progress.step % interval == 0 if interval else time_is_up
-        if is_due and not progress.evaluation_is_due:
+        if not progress.evaluation_is_due and (progress.step % interval == 0 if interval else self._save_is_due):
             self._save()
         self.stop_if_asked()
-        self.record.begin_row()
+        self.row_began_at = time.monotonic()
 
     def evaluated(self, loss: float, accuracy: float) -> None:
-        """Log an evaluation on the dev set; save last.pt, and best.pt if it is the best so far; draw the curves."""
-        progress, checkpoints = self.progress, self.checkpoints
-        checkpoints.keep_folder()
-        self.record.add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
+        """Log an evaluation on the dev set; save if it is the best so far or that is due, and draw the curves."""
+        progress = self.progress
+        self._add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
         evaluation = progress.evaluation(loss, accuracy)
-        is_best = progress.is_better(evaluation, checkpoints.best)
-        self.display.show_evaluation(loss, accuracy, is_best)
+        if is_best := progress.is_better(evaluation, progress.best):
+            progress.best = evaluation
         if progress.is_regular(progress.step):
             progress.evaluated = progress.step
-        if is_best:
-            checkpoints.offer_best(evaluation)
-        self._save()
-        if not progress.is_done:  # else at the very end
-            self.record.draw_curves()
-        self.record.begin_row()
-
-    def _save(self) -> None:
-        self.checkpoints.save()
-        self.saved_at = time.monotonic()
-
-    def _stop(self) -> None:
-        """Save what there is, without the step at hand, and say how to go on."""
-        self.display.close()
-        if self.progress.step > 0:
-            self.checkpoints.keep_folder()
-            self._save()
-        is_saved = self.progress.step > 0 and "last.pt" not in self.record.failed
-        if self.is_first:
-            how = f": --init_from=resume goes on from {self.out / 'last.pt'}" if is_saved else ""
-            print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
+        if is_saved := is_best or progress.is_done or self._save_is_due:
+            self._save(is_best)
+        self.display.show_evaluation(loss, accuracy, is_best)
+        if is_saved and not progress.is_done:  # else at the very end
+            self._draw_curves()
+        self.row_began_at = time.monotonic()
 
     def _finish(self) -> None:
-        """Complete the record, print the results, and tell of what is missing."""
+        """Draw the curves, call the run ended, and print the results."""
+        self._draw_curves()
+        try:
+            ended = ended_run(self.out)["ended"]  # a complete run that is resumed has ended before
+        except UserError:
+            ended = now()
+        best = self.progress.best
+        outcome = {"best": best | {"sha256": file_sha256(self.out / "best.pt")}} if best else {}
+        write_json(self._place("run.json"), self.facts | outcome | {"ended": ended})
         if self.display:
             self.display.close()
-        if not self.is_first:
-            return
-        self.checkpoints.complete()
-        self.record.complete(best=self.progress.best, unsaved=self.progress.unsaved)
         show_results(self.progress, self.out)
-        if missing := list(self.record.failed.values()):
-            raise UserError("the run is done, but not all of it could be written: " + "; ".join(missing))
         if self.progress.skipped == self.progress.step:
             raise UserError("no step was taken: the gradient was never finite in float16. Try dtype=float32")
-        print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")
+        if best:
+            print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")
+
+    # -------------------------------------------------------------------------
+    # what it writes
+
+    def _open_record(self) -> None:
+        """Take away what a run before this one has left, and begin log.csv and run.json, or go on with them."""
+        if not self.saved:
+            for name in ("last.pt", "best.pt", "run.json", "curves.png"):  # last.pt first: half a run cannot be resumed
+                (self.out / name).unlink(missing_ok=True)
+        write_json(self.out / "run.json", self.facts)
+        rows_until = (self.progress.step, self.progress.evaluated) if self.saved else (0, 0)
+        self.log = open_log(self.out / "log.csv", *rows_until)
+
+    def _add_row(self, split: str, examples: int, **figures: float) -> float:
+        """Add a row of what was done with so many examples to log.csv and the trackers; return examples a second."""
+        progress, done_at = self.progress, time.monotonic()
+        progress.seconds, speed = done_at - self.began_at, examples / (done_at - self.row_began_at)
+        row = {"step": progress.step, "epoch": progress.epoch, "split": split, **figures}
+        row |= {"examples_per_second": speed, "seconds": progress.seconds}
+        if self.is_first:
+            try:
+                csv.DictWriter(self.log, LOG, lineterminator="\n").writerow(row)
+            except OSError as error:
+                raise OSError(f"cannot write {self.out / 'log.csv'}: {error.strerror}") from None
+        for track in self.trackers:
+            track(row)
+        return speed
+
+    @property
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
+
+    def _save(self, is_best: bool = False) -> None:
+        """Write last.pt, and best.pt where these weights are the best."""
+        if self.is_first and self.progress.step:
+            os.fsync(self.log.fileno())  # the log must not know of fewer steps than last.pt
+            self._write("last.pt", optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict())
+            if is_best:
+                self._write("best.pt")
+        self.saved_at = time.monotonic()
+
+    def _place(self, name: str) -> Path:
+        """Return where a file of this run goes.
+
+        Raises:
+            UserError: the folder was removed, and another run may have its place.
+        """
+        if not is_held(self.out, self.lock):
+            raise UserError(f"{self.out} was removed or replaced, so the run has stopped: nothing is written there")
+        return self.out / name
+
+    def _write(self, name: str, **state: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        facts = self.facts | ({"best": self.progress.best} if self.progress.best else {})
+        parts = {"data": self.data, "settings": vars(self.settings), "progress": self.progress.stored(), "run": facts}
+        checkpoint.save(self._place(name), self.model, **parts, **state)
+
+    def _draw_curves(self) -> None:
+        if self.is_first:
+            from classifier.plots import draw_curves  # here, since importing matplotlib takes a second
+
+            best_step, reference = self.progress.best.get("step", 0), self.settings.reference_accuracy
+            draw_curves(self._place("curves.png"), self.out / "log.csv", best_step, reference)
+            gc.collect()  # figures are cycles of megabytes, which else pile up
+
+
+def open_log(path: Path, step: int, evaluated: int) -> IO[str]:
+    """Open log.csv for rows; of a resumed run, those up to its step and its last evaluation stay."""
+    rows = []
+    if step and path.is_file():
+        with open(path, encoding="utf-8", errors="replace", newline="") as f:
+            found = [(line, WHOLE_ROW.fullmatch(line)) for line in f]  # a killed run may have left half a line
+        rows = [row for row, whole in found if whole and int(whole[1]) <= (step if whole[2] == "train" else evaluated)]
+    with written_whole(path, "w") as f:
+        f.writelines([",".join(LOG) + "\n", *rows])
+    return open(path, "a", buffering=1, newline="", encoding="utf-8")

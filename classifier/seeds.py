@@ -12,13 +12,8 @@ from typing import Any
 
 from classifier.dataset import load_meta, training_files
 from classifier.errors import UserError
-from classifier.files import file_sha256, written_whole
-from classifier.schema import EVALUATION, misfit, read_json
+from classifier.files import file_sha256, write_json
 from classifier.settings import MAY_CHANGE, differences
-
-# the schemas of what is read of a run.json
-BEGUN_RUN = {"settings": {"epochs": int, "max_steps": int, "init_from": str}, "data": {"files": dict}}
-ENDED_RUN = BEGUN_RUN | {"best": EVALUATION | {"sha256": str}, "ended": str}
 
 
 def run_seeds(script: str, settings: SimpleNamespace) -> None:
@@ -27,7 +22,7 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
 
     Raises:
-        UserError: a run failed; it has said why. Or one that is there had other settings, data or initial weights.
+        UserError: a run failed; it has said why. Or one that is there had other settings or other data.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--seeds runs one job after the other, so not under torchrun: give each run its --seed")
@@ -35,8 +30,6 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     results = {}
     for seed in settings.seeds:
         folder = out / f"seed-{seed}"
-        if not settings.overwrite:
-            _refuse_another(folder, settings)
         if settings.overwrite or not _is_done(folder, settings):
             print(f"seed {seed}: {folder}", flush=True)
             resume = (folder / "last.pt").is_file() and not settings.overwrite
@@ -49,42 +42,39 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     for seed, best in results.items():
         print(f"{seed:>10}{best['epoch']:>12.4g}{best['accuracy']:>14.3f}{best['loss']:>10.4f}")
     print(f"mean {mean:.4f}, standard deviation {deviation:.4f} ({len(results)} seeds); best: seed {best_seed}")
-    with written_whole(out / "seeds.json", "w") as f:
-        summary = {"mean": mean, "standard_deviation": deviation, "best_seed": best_seed, "seeds": results}
-        json.dump(summary, f, indent=2)
-        f.write("\n")
+    summary = {"mean": mean, "standard_deviation": deviation, "best_seed": best_seed, "seeds": results}
+    write_json(out / "seeds.json", summary)
 
 
 def ended_run(folder: Path) -> dict[str, Any]:
-    """Return the record of the finished run in a folder, whose best.pt is the file that it tells of.
+    """Return the record of the ended run in a folder, whose best.pt is the file that it tells of.
 
     Raises:
         UserError: there is none.
     """
-    run = read_json(folder / "run.json", ENDED_RUN)
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        ended, sha256 = run["ended"], run["best"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'run.json'} tells of no run that has ended: --init_from=resume ends it") from None
     path = folder / "best.pt"
-    if not path.is_file() or file_sha256(path) != run["best"]["sha256"]:
+    if not ended or not path.is_file() or sha256 != file_sha256(path):
         raise UserError(f"{path} is not the file that {folder / 'run.json'} tells of")
     return run
 
 
 def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
-    """Return whether a finished run of the same length is in a folder."""
-    try:
-        before = ended_run(folder)["settings"]
-    except UserError:
+    """Return whether a run of the same length has ended in a folder.
+
+    Raises:
+        UserError: it had other settings, other data or other initial weights.
+    """
+    if not (folder / "last.pt").is_file():
         return False
-    return (before["epochs"], before["max_steps"]) == (settings.epochs, settings.max_steps)
-
-
-def _refuse_another(folder: Path, settings: SimpleNamespace) -> None:
-    """Raise a UserError where a folder holds a run that had other settings, other data or other initial weights."""
-    if not any((folder / name).is_file() for name in ("best.pt", "last.pt")):
-        return
     try:
-        run = read_json(folder / "run.json", BEGUN_RUN)
-    except UserError:  # resuming will complete it, or refuse
-        return
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # resuming writes it anew
+        return False
     before = run["settings"]
     before["init_from"] = before["init_from"].removeprefix("./")  # as initial.new_model notes a folder down
     free = (MAY_CHANGE | {"seed"}) - {"init_from", "new_head"}
@@ -92,15 +82,15 @@ def _refuse_another(folder: Path, settings: SimpleNamespace) -> None:
     other = differences(before, vars(settings), free)
     if training_files(load_meta(settings.data_dir)) != run["data"]["files"]:
         other = f"it was trained on other data than what {settings.data_dir} holds now"
-    elif not other and settings.init_from.endswith(".pt"):
-        start = {"sha256": lambda value: value == file_sha256(settings.init_from)}
-        began = {"ancestors": lambda value: isinstance(value, list) and value and misfit(value[0], start) is None}
-        if misfit(run["data"], began) is not None:
-            other = f"it did not start from what is in {settings.init_from} now"
     if other:
         raise UserError(
             f"{folder} holds a run that was another one: {other}. Name another --out_dir, or --overwrite=True"
         )
+    try:
+        ended_run(folder)
+    except UserError:
+        return False
+    return (before["epochs"], before["max_steps"]) == (settings.epochs, settings.max_steps)
 
 
 def _run(words: list[str], resume: bool) -> None:
@@ -112,7 +102,8 @@ def _run(words: list[str], resume: bool) -> None:
         received.append(number)
         process.terminate()  # not SIGINT: Ctrl-C in a terminal has reached it already, and a second one would kill it
 
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    old = {number: signal.signal(number, pass_on) for number in numbers}
     status = process.wait()
     for number, handler in old.items():
         signal.signal(number, handler)

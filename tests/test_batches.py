@@ -1,4 +1,6 @@
-"""Micro-batches: every example once, next to no padding, and the same logits however they are laid out."""
+"""Micro-batches: every example once, next to no padding, the same logits however they are laid out; and what fits."""
+
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -6,10 +8,21 @@ import torch
 from conftest import make_split, random_split, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from classifier.batches import Texts, cut_into_micro_batches, epoch_order, pack
+from classifier.batches import (
+    Texts,
+    activation_bytes,
+    collate,
+    cut_into_micro_batches,
+    epoch_order,
+    pack,
+    token_budget_for,
+)
 from classifier.dataset import load_split
-from model import GPT, Batch, GPTConfig
+from classifier.predict import predict
+from finetune import accumulate_gradient
+from model import GPT, Batch, GPTConfig, casting
 
 
 @settings(max_examples=200, deadline=None)
@@ -37,29 +50,32 @@ def test_what_exceeds_the_budget_makes_a_micro_batch_of_its_own(budget, is_packe
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 30))
-def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, cost):
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 60))
+def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, floor):
     lengths = np.array(lengths)
     ordered = sorted(lengths.tolist(), reverse=True)
+
+    def cost(longest: int, count: int) -> int:
+        return max(longest * count, min(floor, budget))
 
     def least(start: int) -> int:
         """The cost of the best cut from here on, by trying all."""
         ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
-        return min((ordered[start] * (end - start) + cost + least(end) for end in ends), default=0)
+        return min((cost(ordered[start], end - start) + least(end) for end in ends), default=0)
 
-    cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False, micro_batch_cost=cost)
-    assert sum(len(batch) * int(lengths[batch].max()) + cost for batch in cut) == least(0)
+    with mock.patch("classifier.batches.FLOOR", floor):
+        cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False)
+    assert sum(cost(int(lengths[batch].max()), len(batch)) for batch in cut) == least(0)
 
 
 @pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 8, 512))])
-@pytest.mark.parametrize("is_compiled", [False, True])  # packed, as on a CPU; padded, as on a GPU
-def test_at_most_five_percent_of_an_epochs_tokens_are_padding(tsv_dir, tmp_path, task, config, is_compiled):
+def test_little_of_an_epoch_is_padding(tsv_dir, tmp_path, task, config):
     block_size, batch_size, step_size = config
     succeed(f"prepare_{task}.py", "--source", tsv_dir, cwd=tmp_path)
     split = load_split(tmp_path / "data" / task, "train")
-    texts = Texts(split, GPT(GPTConfig(block_size=block_size, n_layer=1)), is_compiled)
-    for epoch in range(3):
-        order = epoch_order(len(split), 1337, epoch)
+    for is_compiled, most in ((False, 0.05), (True, 0.1)):  # packed, as on a CPU; padded, to fewer micro-batches
+        texts = Texts(split, GPT(GPTConfig(block_size=block_size, n_layer=1)), is_compiled)
+        order = epoch_order(len(split), 1337, epoch=1)
         steps = [order[start : start + step_size] for start in range(0, len(split), step_size)]
         cut = [chosen for step in steps for chosen in texts.cut(step, batch_size * block_size)]
         assert sorted(np.concatenate(cut).tolist()) == list(range(len(split)))
@@ -67,7 +83,7 @@ def test_at_most_five_percent_of_an_epochs_tokens_are_padding(tsv_dir, tmp_path,
             padded = sum(B * T for chosen in cut for B, T in pack(texts.lengths[chosen].tolist(), texts.most_padding))
         else:
             padded = sum(len(chosen) * int(texts.lengths[chosen].max()) for chosen in cut)
-        assert 1 - texts.lengths.sum() / padded <= 0.05
+        assert 1 - texts.lengths.sum() / padded <= most
 
 
 def test_every_example_is_visited_once_an_epoch_in_an_order_of_seed_and_epoch():
@@ -141,3 +157,111 @@ def test_packed_and_padded_batches_have_the_logits_and_gradients_of_rows(example
     for others in results[1:]:
         for ours, expected in zip(others, results[0], strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("floor", [0, 10**6])
+def test_the_gradient_is_that_of_the_step_however_it_is_cut(floor, monkeypatch):
+    torch.manual_seed(0)
+    model, scaler = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double(), torch.amp.GradScaler("cpu", enabled=False)
+    split, gradients, counts = random_split(60, 40, 97, 5), [], []
+    monkeypatch.setattr("classifier.batches.FLOOR", floor)
+    for is_compiled, budget in ((False, 10**6), (True, 10**6), (True, 100)):
+        model.zero_grad()
+        step = collate(Texts(split, model, is_compiled), np.arange(60), budget)
+        accumulate_gradient(model, scaler, step, torch.float32)
+        counts.append(len(step.micro_batches))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        torch.testing.assert_close(gradients[-1], gradients[0], atol=1e-12, rtol=0)
+    assert counts[0] == 1 and counts[2] > 5 and (counts[1] == 1) == (floor > 0)
+
+
+# -----------------------------------------------------------------------------
+# what fits into memory
+
+GB = 10**9
+
+
+def gpt2() -> GPT:
+    """GPT-2 small, without its numbers."""
+    with torch.device("meta"):
+        return GPT(GPTConfig(num_classes=5, block_size=64))
+
+
+def kept_for_backward(dtype: torch.dtype, recomputes: bool, n_layer: int) -> int:
+    """The bytes a forward pass keeps a token, in torch's own operators as on a GPU, without dropout."""
+    model = GPT(GPTConfig(5, 64, 503, n_layer, 4, 128))
+    model.activation_checkpointing = recomputes
+    kept = {}
+    with casting(model, dtype), mock.patch("classifier.cpu._is_by_hand", lambda x: False):
+        weights = [*model.parameters(), *(w for layer in model.modules() for w in getattr(layer, "cast", None) or ())]
+        weights = {weight.untyped_storage().data_ptr() for weight in weights}
+
+        def keep(tensor):
+            if tensor.untyped_storage().data_ptr() not in weights:
+                kept[tensor.untyped_storage().data_ptr()] = tensor  # which keeps its address from another
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            batch = Batch.from_padded(torch.zeros(8, 32, dtype=torch.int64), torch.full((8,), 32))
+            F.cross_entropy(model(batch), torch.zeros(8, dtype=torch.int64))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / (8 * 32)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_memory_of_activations_is_what_a_forward_pass_keeps(dtype, recomputes):
+    measured = (kept_for_backward(dtype, recomputes, 7) - kept_for_backward(dtype, recomputes, 3)) / 4  # of one block
+    models = [GPT(GPTConfig(5, 64, 503, n_layer, 4, 128)) for n_layer in (7, 3)]
+    for model in models:
+        model.activation_checkpointing = recomputes
+    formula = (activation_bytes(models[0], dtype) - activation_bytes(models[1], dtype)) / 4
+    masks = 0 if recomputes else 2 * 128
+    assert formula - masks == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "free, dtype, tokens",
+    [
+        (78 * 2**30, torch.bfloat16, 65536),
+        (22 * 2**30, torch.bfloat16, 32768),
+        (15 * 2**30, torch.float16, 16384),
+        (7 * 2**30, torch.float32, 4096),  # a GTX 1080 whose weights are loaded: what its configuration took
+        (2 * GB, torch.bfloat16, 256),
+        (0, torch.float32, 256),
+    ],
+)
+def test_a_gpus_free_memory_gives_the_token_budget(free, dtype, tokens):
+    assert token_budget_for(gpt2(), dtype, free) == tokens
+
+
+def test_what_is_not_trained_or_not_kept_leaves_room():
+    model = gpt2()
+    budget = token_budget_for(model, torch.float32, 4 * GB)
+    model.activation_checkpointing = True
+    assert token_budget_for(model, torch.float32, 4 * GB) >= 4 * budget
+    model.activation_checkpointing = False
+    model.requires_grad_(False)
+    assert token_budget_for(model, torch.float32, 4 * GB) >= 2 * budget
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])  # packed as on a CPU, padded as on a GPU
+def test_an_evaluation_that_does_not_fit_is_cut_until_it_does(is_compiled, monkeypatch):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
+    texts = Texts(random_split(60, 40, 97, 5), model, is_compiled)
+    expected, forward, tried = predict(model, texts, torch.float32), model.forward, []
+
+    def limited(batch, most):
+        tried.append(len(batch.tokens))
+        if len(batch.tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(batch)
+
+    monkeypatch.setattr(model, "forward", lambda batch: limited(batch, 100))
+    counts = []
+    torch.testing.assert_close(predict(model, texts, torch.float32, counts.append), expected)
+    assert sum(counts) == 60 and len(counts) > 5 and max(tried) > 100
+
+    monkeypatch.setattr(model, "forward", lambda batch: limited(batch, 20))
+    with pytest.raises(torch.OutOfMemoryError):  # a single text of 24 tokens
+        predict(model, texts, torch.float32)

@@ -177,16 +177,14 @@ def test_a_temperature_is_neither_replaced_nor_used_unasked(place, capsys):
 
 
 def test_a_broken_file_is_refused(place):
-    stage = {"loss": 1.0, "calibration_error": 0.1}
-    stored = {"checkpoint_sha256": "", "folder": "", "files": {}, "examples": 9}
-    stored |= dict.fromkeys(["before", "after", "estimate"], stage)
-    for wrong in (0.0, -1.0, math.nan, math.inf, 1e9, "1.0", None, True):
-        (place / "best.temperature.json").write_text(json.dumps(stored | {"temperature": wrong}))
-        with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: temperature"):
+    whole = {"checkpoint_sha256": "", "temperature": 2.0}
+    for content in (
+        "",
+        "[]",
+        '{"temperature": 1.5}',
+        *(whole | {"temperature": t} for t in (0.0, math.nan, 1e9, "1.0")),
+    ):
+        (place / "best.temperature.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: remove it"):
             answers.load(str(place / "best.pt"))
-    (place / "best.temperature.json").write_text(json.dumps(stored | {"temperature": 2.0, "folder": "\x1b[2J"}))
-    with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: folder"):
-        answers.load(str(place / "best.pt"))
-    for content in ("", "[]", '{"temperature": 1.5}'):
-        (place / "best.temperature.json").write_text(content)
-        assert "best.temperature.json" in refuse(*EVALUATE, cwd=place)
+    assert "best.temperature.json" in refuse(*EVALUATE, cwd=place)

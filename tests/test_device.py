@@ -54,7 +54,7 @@ def test_a_gpu_that_the_build_leaves_out_is_passed_over_and_named(name, capabili
     with machine, version:
         device, reason = choose_device("auto")
         assert device.type == "cpu"
-        assert f"built for compute capability 7.5 and up, {name} has {capability[0]}.{capability[1]}" in reason
+        assert f"needs compute capability 7.5 or more, {name} has {capability[0]}.{capability[1]}" in reason
         with pytest.raises(UserError, match="install PyTorch for an older CUDA"):
             choose_device("cuda")
 

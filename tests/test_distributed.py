@@ -178,7 +178,7 @@ def test_one_process_that_fails_ends_all_with_its_message(workspace):
     process = torchrun(2, *RUN, cwd=workspace, script=workspace / "failing.py")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert re.search(r"^error: process 1: step 3, .*: this machine is on fire$", errors, re.MULTILINE), errors
+    assert re.search(r"^error: process 1: this machine is on fire$", errors, re.MULTILINE), errors
     ours = errors[: errors.index("torch/distributed")] if "torch/distributed" in errors else errors
     assert "Traceback" not in ours
 

@@ -7,14 +7,8 @@ import sys
 import pytest
 from conftest import REPO
 
-from classifier import files
 from classifier.errors import UserError
 from classifier.files import folder_written_whole, hold, is_held, written_whole
-
-
-def write(path, text: str) -> None:
-    with written_whole(path, "w") as f:
-        f.write(text)
 
 
 def fill(folder, text: str, replace: bool = True) -> None:
@@ -22,24 +16,33 @@ def fill(folder, text: str, replace: bool = True) -> None:
         (inside / "a").write_text(text)
 
 
-def test_what_a_killed_writer_has_left_goes_and_what_a_living_one_has_stays(tmp_path):
-    (tmp_path / f".a.{os.getpid():08x}.tmp").write_text("half")  # containers restart with the same process number
-    (tmp_path / ".other.0123abcd.tmp").write_text("half")
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    (tmp_path / ".a.tmp").write_text("half of what a killed writer wrote")
     with written_whole(tmp_path / "a", "w") as f:
         f.write("first")
-        write(tmp_path / "a", "second")  # as another process would, at the same time
-        (first,) = tmp_path.glob(".a.*.tmp")
-    assert (tmp_path / "a").read_text() == "first" and not first.exists()
-    assert (tmp_path / ".other.0123abcd.tmp").exists()  # of another file: whoever writes or holds that sweeps it away
-    lock = hold(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "a"]
-    lock.close()
+        f.flush()
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "a", "w") as f:
+        f.write("second")
+        f.write(str(1 / 0))
+    assert (tmp_path / "a").read_text() == "first" and os.listdir(tmp_path) == ["a"]
+    (tmp_path / "link").symlink_to("a")
+    with written_whole(tmp_path / "link", "w") as f:
+        f.write("through the link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "a").read_text() == "through the link"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"), written_whole(tmp_path / "pipe"):
+        pass
+    with (
+        pytest.raises(OSError, match="cannot write .*: No such file or directory"),
+        written_whole(tmp_path / "b" / "c"),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, can_exchange):
-    if not can_exchange:
-        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    (tmp_path / ".f.tmp").mkdir()
+    (tmp_path / ".f.tmp" / "half").write_text("of what a killed writer wrote")
     fill(tmp_path / "f", "old", replace=False)
     (tmp_path / "f" / "b").write_text("more")
     with pytest.raises(ZeroDivisionError), folder_written_whole(tmp_path / "f", replace=True) as inside:
@@ -47,24 +50,18 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, can_exchange):
     assert (tmp_path / "f" / "a").read_text() == "old"
     fill(tmp_path / "f", "new")
     assert sorted(os.listdir(tmp_path)) == ["f"] and os.listdir(tmp_path / "f") == ["a"]
-    with pytest.raises(UserError, match="Directory not empty; what was there before is untouched"):
+    with pytest.raises(OSError, match="cannot write .*: Directory not empty"):
         fill(tmp_path / "f", "newer", replace=False)
-    assert (tmp_path / "f" / "a").read_text() == "new"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
-def test_this_system_exchanges_folders_at_one_blow(tmp_path):
-    fill(tmp_path / "one", "1")
-    fill(tmp_path / "other", "2")
-    assert files._exchanged(tmp_path / "one", tmp_path / "other")
-    assert (tmp_path / "one" / "a").read_text() == "2" and (tmp_path / "other" / "a").read_text() == "1"
-    assert not files._exchanged(tmp_path / "one", tmp_path / "nowhere")
+    assert (tmp_path / "f" / "a").read_text() == "new" and os.listdir(tmp_path) == ["f"]
 
 
 def test_a_folder_is_held_by_its_lock_and_not_by_its_name(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
+    (out / ".best.pt.tmp").write_text("half of what a killed writer wrote")
+    (out / ".lock").write_bytes(b"\xff\xfe\x00" * 100)
     with hold(out) as lock:
+        assert os.listdir(out) == [".lock"] and (out / ".lock").read_bytes() == f"{os.getpid()}\n".encode()
         assert is_held(out, lock)
         out.rename(tmp_path / "gone")
         assert not is_held(out, lock)
@@ -76,10 +73,7 @@ def test_a_folder_is_held_by_its_lock_and_not_by_its_name(tmp_path):
         assert is_held(tmp_path / "again", lock)
 
 
-def test_a_lock_with_strange_bytes_is_no_obstacle(tmp_path):
-    (tmp_path / ".lock").write_bytes(b"\xff\xfe\x00" * 100)
-    with hold(tmp_path):
-        assert (tmp_path / ".lock").read_bytes() == f"{os.getpid()}\n".encode()
+def test_a_folder_that_a_living_process_holds_is_refused(tmp_path):
     (tmp_path / ".lock").write_bytes(b"\xff\xfe")
     code = f"import sys, fcntl, time; f = open({str(tmp_path / '.lock')!r}); fcntl.flock(f, fcntl.LOCK_EX); print(1)"
     words = [sys.executable, "-u", "-c", code + "; time.sleep(60)"]

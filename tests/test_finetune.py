@@ -6,7 +6,6 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -34,7 +33,6 @@ from classifier import checkpoint
 from classifier.batches import Features, Texts, collate
 from classifier.device import compile_blocks
 from classifier.errors import UserError
-from classifier.files import file_sha256
 from classifier.initial import freeze_all_but_last
 from classifier.predict import cached_features, predict
 from classifier.pretrained import load_gpt2
@@ -448,32 +446,18 @@ def test_a_damaged_last_pt_is_refused_and_left_alone(workspace):
     assert path.read_bytes() == half
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(workspace):
+def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint(workspace):
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     before = {name: (workspace / "out" / name).read_bytes() for name in ("best.pt", "last.pt")}
     # no file may grow beyond 100 kB: the write fails as it does on a full disk
     words = [sys.executable, str(REPO / RUN[0]), *RUN[1:], "--init_from=resume", "--max_steps=2"]
     script = f"ulimit -f 100; trap '' XFSZ; exec {shlex.join(words)}"
     done = subprocess.run(["bash", "-c", script], cwd=workspace, capture_output=True, text=True)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1 and lines[-1].startswith("error: the run is done, but not all of it could be written")
-    assert all(line.startswith("warning: cannot write out/") for line in lines[:-1]) and 1 < len(lines) < 4, lines
-    assert read_log(workspace / "out" / "log.csv")[-1]["step"] == "2"  # training went on
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: cannot write out/last.pt: File too large; stopped after 2 steps")
     assert {name: (workspace / "out" / name).read_bytes() for name in before} == before
     assert not list((workspace / "out").glob(".*.tmp"))
     succeed(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
-
-
-def test_ctrl_c_ends_with_130_and_no_traceback(workspace):
-    words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], "--epochs=10000"]
-    process = subprocess.Popen(words, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2:"):  # the checkpoint of epoch 1 is written
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors and "--init_from=resume" in errors
-    assert checkpoint.load(workspace / "out" / "last.pt")
 
 
 OUT_OF_MEMORY = """
@@ -651,11 +635,6 @@ def test_exhausted_memory_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1
 
 
-def test_closed_streams_are_no_obstacle(workspace):
-    words = [sys.executable, str(REPO / RUN[0]), *RUN[1:], "--max_steps=1"]
-    assert subprocess.run(["bash", "-c", f"{shlex.join(words)} <&- >&- 2>&-"], cwd=workspace).returncode == 0
-
-
 def test_the_progress_is_told_in_plain_lines_without_a_terminal(workspace):
     done = command(*RUN, "--max_steps=2", cwd=workspace)
     assert b"step 1/2: loss 0." in done.stdout and done.stderr == b""
@@ -723,7 +702,7 @@ def test_a_trunk_goes_on_to_a_task_of_other_classes(workspace):
         assert json.loads((workspace / out / "run.json").read_text())["settings"]["new_head"]
 
 
-def test_a_run_knows_the_checkpoints_that_it_began_from(workspace):
+def test_a_start_that_was_trained_with_another_dev_set_is_noted(workspace):
     rows = (workspace / "data" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     (workspace / "more.tsv").write_text("".join(rows[:100]), encoding="utf-8")
     split = ["--train=data/sample/dev.tsv", "--dev=more.tsv", "--labels", "negative", "positive"]
@@ -731,13 +710,6 @@ def test_a_run_knows_the_checkpoints_that_it_began_from(workspace):
     succeed(*RUN, "--data_dir=data/turned", "--max_steps=1", "--out_dir=a", cwd=workspace)
     printed = succeed(*RUN, "--init_from=a/best.pt", "--max_steps=1", "--out_dir=b", cwd=workspace)
     assert "note: a/best.pt was trained with another dev set" in printed
-    succeed(*RUN, "--init_from=b/best.pt", "--max_steps=1", "--out_dir=c", cwd=workspace)
-    succeed(*RUN, "--init_from=resume", "--max_steps=2", "--out_dir=c", cwd=workspace)
-    printed = succeed("evaluate.py", "--ckpt=c/last.pt", cwd=workspace)
-    assert "note: c/last.pt began as a/best.pt, trained on data/turned" in printed and "began as b" not in printed
-    ancestors = json.loads((workspace / "c" / "run.json").read_text())["data"]["ancestors"]
-    assert [start["path"] for start in ancestors] == ["b/best.pt", "a/best.pt"]
-    assert ancestors[0]["sha256"] == file_sha256(workspace / "b" / "best.pt")
 
 
 def test_the_checkpoint_to_start_from_is_not_removed(workspace):
@@ -757,8 +729,5 @@ def test_seeds_go_on_only_where_they_began(workspace):
     job = [*RUN, "--seeds=[1]", "--max_steps=2"]
     assert "init_from was 'start.pt' and is now" in refuse(*job, "--init_from=b/best.pt", cwd=workspace)
     assert "new_head was False" in refuse(*job, "--init_from=start.pt", "--new_head=True", cwd=workspace)
-    shutil.copy(workspace / "b" / "best.pt", workspace / "start.pt")
-    message = refuse(*job, "--init_from=start.pt", cwd=workspace)
-    assert "did not start from what is in start.pt now" in message and visible(workspace / "out" / "seed-1") == before
-    shutil.copy(workspace / "a" / "best.pt", workspace / "start.pt")
+    assert visible(workspace / "out" / "seed-1") == before
     assert "mean" in succeed(*job, "--init_from=start.pt", cwd=workspace, run=command)

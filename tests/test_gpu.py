@@ -17,8 +17,7 @@ from conftest import REPO, command, padded_batch, random_split, succeed, transfo
 from torch.nn import functional as F
 
 from classifier import checkpoint
-from classifier.batches import Texts, collate
-from classifier.budget import free_memory, measured_cost, token_budget_for
+from classifier.batches import Texts, collate, free_memory, token_budget_for
 from classifier.cpu import dropout
 from classifier.device import choose_dtype, compile_blocks, tune
 from classifier.predict import predict
@@ -101,7 +100,7 @@ def test_logits_and_gradients_are_those_of_transformers(dtype, most, tmp_path):
 def test_one_step_is_the_same_in_one_micro_batch_and_in_many(is_padded):
     model = small_gpt2()
     texts, gradients = sentences(model, is_compiled=is_padded), []
-    for texts.micro_batch_cost, budget in ((2048, 10**6), (0, 400)):
+    for budget in (10**6, 400):
         step = collate(texts, np.arange(200), budget)
         accumulate_gradient(model, scaler(), step, torch.float32)
         gradients.append((len(step.micro_batches), gradient_of(model)))
@@ -174,7 +173,8 @@ def test_nobody_waits_for_the_device_inside_a_step():
 @needs_gpu
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes):
+def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes, monkeypatch):
+    monkeypatch.setattr("classifier.batches.FLOOR", 10**6)  # micro-batches as full as they get
     model = small_gpt2(dropout=0.1)
     model.activation_checkpointing = recomputes
     total = torch.cuda.get_device_properties(DEVICE).total_memory
@@ -185,7 +185,6 @@ def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes):
         budget = token_budget_for(model, dtype, min(6 * 10**9, free_memory()))
         texts = Texts(random_split(2 * budget // 60, 64, VOCABULARY, 5), model)
         optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), fused=True)
-        texts.micro_batch_cost = 2048  # as full as they get
         accumulate_gradient(model, scaler(), collate(texts, np.arange(len(texts)), budget), dtype)
         optimizer.step()
     finally:
@@ -207,37 +206,25 @@ def test_both_tasks_train_in_float32_within_8_gb(block_size, batch_size):
     assert torch.cuda.max_memory_reserved() <= 8e9
 
 
-@needs_gpu
-def test_the_cost_of_a_micro_batch_is_measured_in_a_moment():
-    model = small_gpt2(dropout=0.1)
-    texts, started, ended = sentences(model, 4000), torch.cuda.Event(True), torch.cuda.Event(True)
-    accumulate_gradient(model, scaler(), collate(texts, np.arange(200), 4000), torch.bfloat16)
-    started.record()
-    cost = measured_cost(lambda step: accumulate_gradient(model, scaler(), step, torch.bfloat16), texts, most=65536)
-    ended.record()
-    torch.cuda.synchronize()
-    print(f"a micro-batch costs {cost} tokens, measured in {started.elapsed_time(ended):.0f} ms")
-    assert 64 <= cost <= 2048
-
-
 # -----------------------------------------------------------------------------
 # whole runs
 
 RUN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", f"--device={DEVICE.type}", "--block_size=64"]
-RUN += [
-    "--n_layer=2",
-    "--n_head=2",
-    "--n_embd=32",
-    "--batch_size=32",
-    "--gradient_accumulation_steps=2",
-    "--dropout=0.2",
-]
+RUN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--dropout=0.2", "--batch_size=32"]
+RUN += ["--gradient_accumulation_steps=2"]
+
+
+def losses_of(out: Path) -> np.ndarray:
+    return np.genfromtxt(out / "log.csv", delimiter=",", names=True)["loss"]
 
 
 @needs_gpu
-def test_a_deterministic_run_is_resumed_to_the_same_bits(workspace):
+def test_a_deterministic_run_says_where_it_runs_and_is_resumed_to_the_same_bits(workspace):
     run = [*RUN, "--deterministic=True", "--epochs=2"]
-    succeed(*run, "--out_dir=whole", cwd=workspace, run=command)
+    printed = succeed(*run, "--out_dir=whole", "--device=auto", cwd=workspace, run=command)
+    device, dtype = printed.splitlines()[:2]
+    assert device.startswith(f"device: {DEVICE.type} (")
+    assert dtype.startswith(f"dtype: {str(choose_dtype('auto', DEVICE)[0]).removeprefix('torch.')} (")
     succeed(*run, "--out_dir=parts", "--max_steps=7", cwd=workspace, run=command)
     succeed(*run, "--out_dir=parts", "--init_from=resume", cwd=workspace, run=command)
     whole, parts = (checkpoint.load(workspace / out / "last.pt")[0].state_dict() for out in ("whole", "parts"))
@@ -256,10 +243,7 @@ def test_memory_that_runs_out_halves_the_micro_batches_of_the_same_step(workspac
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 0 and "out of memory: the step is taken again" in done.stdout, done.stderr
-    losses = [
-        np.genfromtxt(workspace / out / "log.csv", delimiter=",", names=True)["loss"] for out in ("roomy", "tight")
-    ]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(workspace / "tight"), losses_of(workspace / "roomy"), rtol=1e-4)
 
 
 @needs_gpu
@@ -267,24 +251,12 @@ def test_two_processes_train_as_one_or_say_that_there_is_one_gpu(workspace):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [*RUN, "--dropout=0.0", "--max_steps=3", "--dtype=float32"]
+    words = [*RUN, "--dropout=0.0", "--max_steps=3", "--dtype=float32", "--out_dir=two"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    done = subprocess.run(
-        [*torchrun, str(REPO / words[0]), *words[1:], "--out_dir=two"], cwd=workspace, capture_output=True, text=True
-    )
+    done = subprocess.run([*torchrun, str(REPO / words[0]), *words[1:]], cwd=workspace, capture_output=True, text=True)
     if torch.cuda.device_count() == 1:
         assert done.returncode and "process 1 of this machine has no GPU, there are 1" in done.stderr
         return
     assert done.returncode == 0, done.stderr
-    succeed(*words, "--out_dir=one", cwd=workspace, run=command)
-    losses = [np.genfromtxt(workspace / out / "log.csv", delimiter=",", names=True)["loss"] for out in ("one", "two")]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-
-
-@needs_gpu
-def test_the_device_and_its_format_are_chosen_and_said(workspace):
-    printed = succeed(*RUN, "--max_steps=1", "--device=auto", cwd=workspace, run=command)
-    device, dtype = printed.splitlines()[:2]
-    assert device.startswith(f"device: {DEVICE.type} (")
-    assert dtype.startswith(f"dtype: {str(choose_dtype('auto', DEVICE)[0]).removeprefix('torch.')} (")
-    assert Path(workspace / "out" / "best.pt").exists()
+    succeed(*words[:-1], "--out_dir=one", cwd=workspace, run=command)
+    np.testing.assert_allclose(losses_of(workspace / "two"), losses_of(workspace / "one"), rtol=1e-4)

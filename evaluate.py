@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 from classifier import errors
-from classifier.answers import (
+from classifier.answers.calibration import calibrate, temperature_path, write_temperature
+from classifier.answers.explain import explain
+from classifier.answers.models import (
     MAX_CHARACTERS,
     Loaded,
     check_same_classes,
@@ -34,13 +36,7 @@ from classifier.answers import (
     log_probabilities,
     predict_all,
 )
-from classifier.calibration import calibrate, temperature_path, write_temperature
-from classifier.dataset import load_meta, load_split, training_files
-from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
-from classifier.errors import UserError
-from classifier.explain import explain
-from classifier.files import refuse_irregular
-from classifier.report import (
+from classifier.answers.report import (
     print_calibration,
     print_comparison,
     print_errors,
@@ -49,6 +45,10 @@ from classifier.report import (
     write_predictions,
     write_submission,
 )
+from classifier.data.dataset import load_meta, load_split, training_files
+from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
+from classifier.errors import UserError
+from classifier.files import refuse_irregular
 
 SUBMISSION_SPLITS = ("dev", "test")
 
@@ -113,7 +113,7 @@ def report(
         write_predictions(arguments.predictions, split, logits.softmax(-1).numpy())
         print(f"wrote {arguments.predictions}")
     if arguments.plots:
-        from classifier.plots import OF_A_SPLIT
+        from classifier.answers.plots import OF_A_SPLIT
 
         arguments.plots.mkdir(parents=True, exist_ok=True)
         for name, draw in OF_A_SPLIT.items():
@@ -253,7 +253,7 @@ def check_outputs(arguments: argparse.Namespace, task: str) -> None:
             raise UserError(f"--predictions {path}: its folder does not exist")
         files.append(path)
     if arguments.plots:
-        from classifier.plots import OF_A_SPLIT  # here, since importing matplotlib takes a second
+        from classifier.answers.plots import OF_A_SPLIT  # here, since importing matplotlib takes a second
 
         files += [arguments.plots / name for name in OF_A_SPLIT]
     if arguments.submission:

@@ -26,17 +26,25 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from classifier import errors
-from classifier.answers import load
-from classifier.card import model_card
+from classifier.answers.card import model_card
+from classifier.answers.models import load
+from classifier.data.tokenizer import END_OF_TEXT, encode_prompt, load_tokenizer, vocabulary_folder
 from classifier.errors import UserError
 from classifier.files import folder_written_whole
-from classifier.pretrained import to_transformers
-from classifier.tokenizer import END_OF_TEXT, encode_prompt, load_tokenizer, vocabulary_folder
+from classifier.gpt2 import to_transformers
 from model import GPT, GPTConfig
 
-FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-SPACE_FILES = {"app.py", "requirements.txt"}
 REPOSITORY = Path(__file__).resolve().parent
+FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+# what a Space has besides: copies of these, whose paths are the same there, and a script
+COPIED = [f"classifier/{name}.py" for name in ("__init__", "answers/__init__", "answers/explain", "answers/page")]
+APP = """\
+from pathlib import Path
+
+from classifier.answers.page import show_exported
+
+show_exported(Path(__file__).resolve().parent)
+"""
 
 
 def main() -> None:
@@ -44,31 +52,28 @@ def main() -> None:
     check_out(arguments.out, arguments.overwrite)
     loaded = load(arguments.ckpt)
     model, saved = loaded.model, loaded.saved
-    label_names = saved["data"]["label_names"]
-    check_classes(arguments.ckpt, label_names)
+    label_names, leading_space = saved["data"]["label_names"], saved["data"]["leading_space"]
     divide_logits(model, loaded.temperature)
     prompt = encode_prompt(saved["settings"]["prompt"], model.config.block_size)
     weights = to_transformers(model)
-    leading_space, block_size = saved["data"]["leading_space"], model.config.block_size
-    texts = {
-        "config.json": as_json(config(model.config, label_names)),
+    header, texts = space_parts() if arguments.space else ({}, {})
+    texts |= {
+        "config.json": json.dumps(config(model.config, label_names), indent=2) + "\n",
         "tokenizer.json": build_tokenizer(leading_space, prompt).to_str(),
-        "tokenizer_config.json": as_json(tokenizer_config(leading_space, block_size)),
-        "README.md": model_card(loaded, len(prompt), space_header() if arguments.space else []),
+        "tokenizer_config.json": json.dumps(tokenizer_config(leading_space, model.config.block_size), indent=2) + "\n",
+        "README.md": model_card(loaded, len(prompt), header),
     }
-    if arguments.space:
-        texts |= {"app.py": space_app(), "requirements.txt": "\n".join(space_requirements()) + "\n"}
     with folder_written_whole(arguments.out, arguments.overwrite) as folder:
         for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         write_weights(folder / "model.safetensors", weights)
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner only
     print(f"wrote {arguments.out}: {', '.join(sorted({*texts, 'model.safetensors'}))}")
     if loaded.calibration:
         print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
-    print(
-        f'next: from transformers import pipeline; pipeline("text-classification", "{arguments.out}", truncation=True)'
-    )
+    call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
+    print(f"next: from transformers import pipeline; {call}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,26 +87,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise a UserError, before any work is done, where the folder could not or should not be written."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is there already and no folder")
     if out.resolve() == Path.cwd():
         raise UserError(f"--out {out} is the current folder, which cannot be replaced: name a new one, such as hf")
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"--out {out}: the folder it is to lie in does not exist")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if others := sorted(found - FILES - SPACE_FILES):
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    ours = FILES | {"app.py", "classifier", "requirements.txt"}
+    if others := sorted(found - ours):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(f"--out {out} holds other things ({', '.join(others[:3])}{more}): name a new folder")
     if found and not overwrite:
         raise UserError(f"{out} holds a model already: name another folder, or add --overwrite to replace it")
-
-
-def check_classes(ckpt: str, label_names: list[str]) -> None:
-    """Raise a UserError where transformers could not tell the classes apart."""
-    if len(label_names) < 2:
-        raise UserError(f"{ckpt} has a single class, for which transformers' pipeline computes something else")
-    if len(set(label_names)) < len(label_names):
-        raise UserError(f"{ckpt} has classes of the same name, and the pipeline gives names: {', '.join(label_names)}")
 
 
 @torch.no_grad()
@@ -123,27 +117,14 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         raise OSError(str(error)) from None
 
 
-def space_app() -> str:
-    """Return the page as one file that needs nothing else of this repository."""
-    parts = [(REPOSITORY / "classifier" / f"{name}.py").read_text("utf-8") for name in ("explain", "page", "space")]
-    return "\n\n".join(re.sub(r"^from classifier\..*\n", "", part, flags=re.MULTILINE) for part in parts)
-
-
-def space_requirements() -> list[str]:
-    """Return the lines of our requirements that the page needs."""
-    text = "".join((REPOSITORY / name).read_text("utf-8") for name in ("requirements.txt", "requirements-app.txt"))
-    return re.findall(r"^(?:torch|transformers|gradio)\b[^\s#]*", text, re.MULTILINE)
-
-
-def space_header() -> list[str]:
-    """Return what a Space's README.md begins with: the very version of Gradio, and what to run."""
-    (version,) = [line.removeprefix("gradio==") for line in space_requirements() if line.startswith("gradio==")]
-    return ["sdk: gradio", f"sdk_version: {version}", "app_file: app.py"]
-
-
-def as_json(content: dict[str, Any]) -> str:
-    """Return JSON in ASCII, for people to read, too."""
-    return json.dumps(content, indent=2) + "\n"
+def space_parts() -> tuple[dict[str, str], dict[str, str]]:
+    """Return what a Space has besides: of the card's header, and the texts of files by their names."""
+    ours = "".join((REPOSITORY / name).read_text("utf-8") for name in ("requirements.txt", "requirements-app.txt"))
+    versions = dict(re.findall(r"^(torch|transformers|gradio)\b([^\s#]*)", ours, re.MULTILINE))  # gradio: ==6.31.0
+    header = {"sdk": "gradio", "sdk_version": versions["gradio"].removeprefix("=="), "app_file": "app.py"}
+    texts = {name: (REPOSITORY / name).read_text("utf-8") for name in COPIED}
+    requirements = "".join(f"{name}{version}\n" for name, version in versions.items())
+    return header, texts | {"app.py": APP, "requirements.txt": requirements}
 
 
 def config(ours: GPTConfig, label_names: list[str]) -> dict[str, Any]:

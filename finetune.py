@@ -6,12 +6,11 @@ python finetune.py config/finetune_sst.py --init_from=resume
 torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py   (two GPUs)
 """
 
-import sys
 from collections.abc import Callable
 
 from classifier import errors
-from classifier.seeds import run_seeds
 from classifier.settings import load_settings
+from classifier.training.seeds import run_seeds
 
 # -----------------------------------------------------------------------------
 # settings: change them in a config file or with --key=value
@@ -20,7 +19,7 @@ data_dir = "data/sst"  # a folder that a prepare script wrote
 out_dir = "out"  # gets best.pt, last.pt, log.csv, run.json and curves.png
 overwrite = False  # replace another run's checkpoints in out_dir
 # model
-init_from = "gpt2"  # gpt2[-medium|-large|-xl], a directory, a .pt file, scratch, or resume (from out_dir/last.pt)
+init_from = "gpt2"  # a GPT-2 of the hub, a directory, a .pt file (nanoGPT's, too), scratch, or resume (out_dir/last.pt)
 new_head = False  # leave out the head that init_from may have, and start with a random one
 block_size = 64  # a longer sequence keeps its last block_size tokens
 prompt = ""  # text that ends every sequence, as a question; a long sentence is cut, the prompt never
@@ -66,27 +65,28 @@ if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
     settings = load_settings(__file__)
     if settings.seeds:
         errors.run(lambda: run_seeds(__file__, settings))
-        sys.exit()
+        raise SystemExit
 
 import math
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
 
 from classifier import distributed
-from classifier.batches import Features, Step, Texts, collate, epoch_order, free_memory, token_budget_for
-from classifier.dataset import Split
+from classifier.data.dataset import Split
 from classifier.device import choose_device, choose_dtype, compile_blocks, refuse_other_masks, tune
-from classifier.errors import UserError, is_out_of_memory
-from classifier.initial import describe, freeze_all_but_last, load_data, new_model
-from classifier.predict import cached_features, loss_and_accuracy, predict
-from classifier.progress import Progress
-from classifier.run import Run
+from classifier.errors import UserError
+from classifier.training.batches import Features, Step, Texts, collate, epoch_order, free_memory, token_budget_for
+from classifier.training.predict import cached_features, loss_and_accuracy, predict
+from classifier.training.progress import Progress
+from classifier.training.run import Run
+from classifier.training.start import describe, freeze_all_but_last, load_data, new_model
 from model import GPT, casting
 
 
@@ -124,7 +124,7 @@ def seed_dropout(seed: int, step: int) -> None:
 
 def accumulate_gradient(
     net: nn.Module,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     step: Step,
     dtype: torch.dtype,
     on_examples: Callable[[int], Any] = lambda count: None,
@@ -152,7 +152,7 @@ def accumulate_gradient(
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, grad_clip: float
+    model: nn.Module, optimizer: Optimizer, scaler: GradScaler, loss: Tensor, grad_clip: float
 ) -> tuple[float, float]:
     """Clip the gradient, step, and zero it; return the loss and the gradient's norm before clipping.
 
@@ -163,35 +163,15 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     loss, norm = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
     if not scaler.is_enabled() and not math.isfinite(loss + norm):
-        raise UserError(
-            f"the loss is {loss} and the gradient's norm {norm}, so the step was not taken: "
-            f"try a lower learning_rate, warmup_steps, or dtype=float32"
-        )
+        how = "try a lower learning_rate, warmup_steps, or dtype=float32"
+        raise UserError(f"the loss is {loss} and the gradient's norm {norm}, so the step was not taken: {how}")
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=False)
     return loss, norm
 
 
-def net_and_examples(
-    model: GPT, splits: list[Split], dtype: torch.dtype
-) -> tuple[nn.Module, Texts | Features, Texts | Features]:
-    """Return what is trained, and on what: the model on texts, or the head alone on the model's features."""
-    train_set, dev_set = (Texts(split, model, settings.compile) for split in splits)
-    if settings.trainable_blocks != 0:
-        return model, train_set, dev_set
-    print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
-    return model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
-
-
-def warm_up(model: GPT, scaler: torch.amp.GradScaler, texts: Texts, token_budget: int, dtype: torch.dtype) -> None:
-    """Compile the blocks, if asked."""
-    if settings.compile:
-        some = collate(texts, np.arange(min(len(texts), 64)), token_budget)
-        compile_blocks(model, partial(step_and_evaluation, model, scaler, some, dtype))
-
-
-def step_and_evaluation(model: GPT, scaler: torch.amp.GradScaler, step: Step, dtype: torch.dtype) -> None:
+def step_and_evaluation(model: GPT, scaler: GradScaler, step: Step, dtype: torch.dtype) -> None:
     """Compute all that blocks are compiled for."""
     accumulate_gradient(model, scaler, step, dtype)
     model.eval()
@@ -199,59 +179,45 @@ def step_and_evaluation(model: GPT, scaler: torch.amp.GradScaler, step: Step, dt
         model(step.micro_batches[0][0])
 
 
-def may_fit(device: torch.device) -> bool:
-    """Return whether micro-batches are made for the device: not where the bits shall be the same on every run."""
-    return device.type == "cuda" and not settings.deterministic
-
-
 def main() -> None:
-    """Train, as one of several processes or as the only one."""
+    """Set up all that a run needs, and train, as one of several processes or as the only one."""
     with distributed.joined(settings.device):
-        train()
+        data, splits = load_data(settings)
+        device, device_reason = choose_device(settings.device)
+        dtype, dtype_reason = choose_dtype(settings.dtype, device)
+        settings.dtype = str(dtype).removeprefix("torch.")
+        tune(device, dtype, settings.deterministic)
+        refuse_other_masks(device, settings.activation_checkpointing, settings.dropout)
+        print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
+
+        # the run, its model and optimizer: new, or where last.pt left them
+        run = Run(settings, data)
+        model, progress = run.model or new_model(settings, data), run.progress
+        freeze_all_but_last(model, settings.trainable_blocks)
+        model.activation_checkpointing = settings.activation_checkpointing
+        model.to(device)
+        if device.type == "cuda" and not settings.token_budget and not settings.deterministic:
+            progress.token_budget = token_budget_for(model, dtype, free_memory())
+        groups = optimizer_groups(model, settings.weight_decay)
+        optimizer = AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
+        scaler = GradScaler(device.type, init_scale=2**12, enabled=dtype == torch.float16)
+        run.began(model, optimizer, scaler, f"{device} ({device_reason})")
+        with run.underway():
+            if not run.is_complete:
+                describe(settings, model, *splits)
+                train(run, model, optimizer, scaler, dtype, *splits)
 
 
-def train() -> None:
-    """Set up all that a run needs, and train."""
-    data, splits = load_data(settings)
-    device, device_reason = choose_device(settings.device)
-    dtype, dtype_reason = choose_dtype(settings.dtype, device)
-    settings.dtype = str(dtype).removeprefix("torch.")
-    tune(device, dtype, settings.deterministic)
-    refuse_other_masks(device, settings.activation_checkpointing, settings.dropout)
-    print(f"device: {device} ({device_reason})\ndtype: {settings.dtype} ({dtype_reason})")
-
-    # the run, a model and its optimizer: new, or where last.pt left them
-    run = Run(settings, data)
-    model, progress = run.model or new_model(settings, data), run.progress
-    freeze_all_but_last(model, settings.trainable_blocks)
-    model.activation_checkpointing = settings.activation_checkpointing
-    model.to(device)
-    if may_fit(device) and not settings.token_budget:
-        progress.token_budget = token_budget_for(model, dtype, free_memory())
-    groups = optimizer_groups(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    run.began(model, optimizer, scaler, f"{device} ({device_reason})")
-    with run.underway():
-        if not run.is_complete:
-            describe(settings, model, *splits)
-            net, train_set, dev_set = net_and_examples(model, splits, dtype)
-            if net is model:
-                warm_up(model, scaler, train_set, progress.token_budget, dtype)
-            take_steps(run, net, optimizer, scaler, train_set, dev_set, dtype)
-
-
-def take_steps(
-    run: Run,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    train_set: Texts | Features,
-    dev_set: Texts | Features,
-    dtype: torch.dtype,
-) -> None:
-    """Train and evaluate until the last step is taken."""
-    progress, replica = run.progress, distributed.parallel(net)
+def train(run: Run, model: GPT, optimizer: Optimizer, scaler: GradScaler, dtype: torch.dtype, *splits: Split) -> None:
+    """Take steps and evaluate until the last step is taken, on a train and a dev split."""
+    progress, net, (train_set, dev_set) = run.progress, model, (Texts(s, model, settings.compile) for s in splits)
+    if settings.trainable_blocks == 0:
+        print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
+        net, train_set, dev_set = model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
+    elif settings.compile:
+        some = collate(train_set, np.arange(min(len(train_set), 64)), progress.token_budget)
+        compile_blocks(model, lambda: step_and_evaluation(model, scaler, some, dtype))
+    replica = distributed.parallel(net)
     step = step_after(progress.step, progress, train_set, settings.seed)
     run.ready()
     while True:
@@ -268,16 +234,14 @@ def take_steps(
         try:
             loss = accumulate_gradient(replica, scaler, step, dtype, run.computed)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            run.halve_micro_batches_after(error, int(train_set.lengths.max()))
             loss = None
-        if loss is None:  # after the except block, which holds on to the activations
-            run.ran_out_of_memory(int(train_set.lengths.max()))
+        if loss is None:  # outside of the except block, which holds on to the activations
             optimizer.zero_grad(set_to_none=False)
             step = step_after(progress.step, progress, train_set, settings.seed)
             continue
         upcoming = step_after(progress.step + 1, progress, train_set, settings.seed)  # while the device computes
-        loss, grad_norm = update(net, optimizer, scaler, loss, settings.grad_clip)
+        loss, grad_norm = update(model, optimizer, scaler, loss, settings.grad_clip)
         run.stepped(loss, grad_norm, learning_rate)
         step = upcoming
 

@@ -8,8 +8,8 @@ python prepare_cfimdb.py --detokenize   # "It 's fun ." becomes "It's fun."
 from pathlib import Path
 
 from classifier import errors
-from classifier.download import find_files
-from classifier.prepare import course_parser, prepare
+from classifier.data.download import find_files
+from classifier.data.prepare import course_parser, prepare
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from classifier import errors
-from classifier.columns import find_sources
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.own import choose_dev, count_repeats, find_sources, number_labels, read_examples, read_labels
+from classifier.data.prepare import prepare
 from classifier.errors import UserError
 from classifier.files import refuse_irregular, written_whole
-from classifier.prepare import prepare
-from classifier.survey import choose_dev, count_repeats, number_labels, read_examples, read_labels
 
 LONGEST = 1024  # GPT-2's
 TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings

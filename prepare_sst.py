@@ -10,9 +10,10 @@ python prepare_sst.py --phrases      # the labelled phrases of the training
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from classifier import errors, trees
-from classifier.download import find_files
-from classifier.prepare import course_parser, prepare
+from classifier import errors
+from classifier.data import trees
+from classifier.data.download import find_files
+from classifier.data.prepare import course_parser, prepare
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)

@@ -13,8 +13,8 @@ from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.dataset import Split, load_split
-from classifier.tokenizer import load_tokenizer
+from classifier.data.dataset import Split, load_split
+from classifier.data.tokenizer import load_tokenizer
 
 
 def main() -> None:

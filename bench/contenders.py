@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classifier.batches import Texts, collate, epoch_order, free_memory, token_budget_for
-from classifier.dataset import Split
+from classifier.data.dataset import Split
 from classifier.device import choose_dtype, compile_blocks, send, tune
+from classifier.training.batches import Texts, collate, epoch_order, free_memory, token_budget_for
 from finetune import accumulate_gradient
 from model import GPT, GPTConfig
 

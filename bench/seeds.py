@@ -18,13 +18,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.answers import check_same_task, load, predict_one
-from classifier.dataset import load_meta, load_split, training_files
+from classifier.answers.models import check_same_task, load, predict_one
+from classifier.answers.significance import mean_difference, paired_difference
+from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.device import choose_device, choose_dtype
 from classifier.errors import UserError
-from classifier.predict import average
-from classifier.seeds import ended_run
-from classifier.significance import mean_difference, paired_difference
+from classifier.training.predict import average
+from classifier.training.seeds import ended_run
 
 HEADER = """\
 | job | seeds | best evaluation | last evaluation | ensemble of the best | gain, best | gain, last | p |

@@ -31,7 +31,7 @@ import torch
 
 from bench.contenders import nanogpt, ours, synchronize, trainer
 from classifier import errors
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
 from classifier.errors import UserError
 from classifier.files import written_whole
 from classifier.settings import read_settings

@@ -4,10 +4,10 @@ A checkpoint is a dict of
     format, format_version    what this file is
     config                    GPTConfig's fields
     model                     name -> float32 tensor
-    data                      what the model was trained on: initial.load_data's facts
+    data                      what the model was trained on: start.load_data's facts
     settings                  the run's full configuration
     progress                  epoch, and progress.STORED
-    run                       what the result hangs on: facts.run_facts, and the best evaluation so far
+    run                       what the result hangs on: start.run_facts, and the best evaluation so far
 and, in last.pt, optimizer and scaler: what resuming needs.
 """
 

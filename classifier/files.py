@@ -37,23 +37,20 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     temporary = target.with_name(f".{target.name}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        try:
-            with open(temporary, mode, **text) as f:
-                yield f
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with open(temporary, mode, **text) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, target)
         to_disk(target.parent)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -77,29 +74,28 @@ def folder_written_whole(folder: Path, replace: bool) -> Iterator[Path]:
         OSError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.realpath(folder))
-    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    new, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    for left in (new, old):  # by a killed process
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        for left in (temporary, old):  # by a killed process
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for path in (temporary, *temporary.rglob("*")):
-                to_disk(path)
-            if target.exists() and not replace:
-                target.rmdir()  # fails where something has come into it in the meantime
-            elif target.exists():
-                target.rename(old)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        new.mkdir()
+        yield new
+        for path in (new, *new.rglob("*")):
+            to_disk(path)
+        if target.exists() and not replace:
+            target.rmdir()  # fails where something has come into it in the meantime
+        elif target.exists():
+            target.rename(old)
+        new.rename(target)
         to_disk(target.parent)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error.strerror or error}") from None
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if isinstance(error, OSError):
+            raise OSError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def to_disk(path: Path) -> None:

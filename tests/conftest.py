@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from classifier import checkpoint
-from classifier.dataset import Split
+from classifier.data.dataset import Split
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from classifier.batches import (
+from classifier.data.dataset import load_split
+from classifier.training.batches import (
     Texts,
     activation_bytes,
     collate,
@@ -19,8 +20,7 @@ from classifier.batches import (
     pack,
     token_budget_for,
 )
-from classifier.dataset import load_split
-from classifier.predict import predict
+from classifier.training.predict import predict
 from finetune import accumulate_gradient
 from model import GPT, Batch, GPTConfig, casting
 
@@ -63,7 +63,7 @@ def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, floor):
         ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
         return min((cost(ordered[start], end - start) + least(end) for end in ends), default=0)
 
-    with mock.patch("classifier.batches.FLOOR", floor):
+    with mock.patch("classifier.training.batches.FLOOR", floor):
         cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False)
     assert sum(cost(int(lengths[batch].max()), len(batch)) for batch in cut) == least(0)
 
@@ -164,7 +164,7 @@ def test_the_gradient_is_that_of_the_step_however_it_is_cut(floor, monkeypatch):
     torch.manual_seed(0)
     model, scaler = GPT(GPTConfig(5, 24, 97, 2, 2, 16)).double(), torch.amp.GradScaler("cpu", enabled=False)
     split, gradients, counts = random_split(60, 40, 97, 5), [], []
-    monkeypatch.setattr("classifier.batches.FLOOR", floor)
+    monkeypatch.setattr("classifier.training.batches.FLOOR", floor)
     for is_compiled, budget in ((False, 10**6), (True, 10**6), (True, 100)):
         model.zero_grad()
         step = collate(Texts(split, model, is_compiled), np.arange(60), budget)

@@ -13,12 +13,12 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from classifier import answers
-from classifier.batches import Texts
-from classifier.calibration import calibrate, calibrated_by_folds, calibration_error, fit_temperature
-from classifier.dataset import load_meta, load_split, training_files
+from classifier.answers import models as answers
+from classifier.answers.calibration import calibrate, calibrated_by_folds, calibration_error, fit_temperature
+from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.errors import UserError
-from classifier.predict import cached_features
+from classifier.training.batches import Texts
+from classifier.training.predict import cached_features
 from model import GPT
 
 EVALUATE = ["evaluate.py", "--ckpt", "best.pt", "--dtype=float32"]

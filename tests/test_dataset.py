@@ -12,12 +12,12 @@ from conftest import PREPARE_SAMPLE, make_split, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.prepare import PERCENTILES, prepare
+from classifier.data.rows import read_rows
+from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
 from classifier.files import hold
-from classifier.prepare import PERCENTILES, prepare
-from classifier.tables import read_rows
-from classifier.tokenizer import load_tokenizer
 
 COUNTS = {  # examples, tokens, labels
     "sst": {
@@ -81,7 +81,7 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_
     for name in ("train.tsv", "dev.tsv"):
         (folder / name).write_bytes(content.encode())
     with mock.patch(
-        "classifier.tokenizer.load_tokenizer", lambda: ENCODING
+        "classifier.data.tokenizer.load_tokenizer", lambda: ENCODING
     ):  # building it takes longer than all the rest
         prepare("x", {"train": folder / "train.tsv", "dev": folder / "dev.tsv"}, ["a", "b", "c"], 16, folder / "out")
     split = load_split(folder / "out", "train")

@@ -8,9 +8,9 @@ from conftest import succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.dataset import load_meta, load_split
-from classifier.detokenize import detokenize
-from classifier.tokenizer import load_tokenizer
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.detokenize import detokenize
+from classifier.data.tokenizer import load_tokenizer
 
 LINES = [
     (" It 's a film that ca n't lose , and you 'll love it .", " It's a film that can't lose, and you'll love it."),

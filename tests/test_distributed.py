@@ -17,9 +17,9 @@ from conftest import REPO, command, random_split, refuse, succeed
 from torch import multiprocessing
 
 from classifier import checkpoint, distributed
-from classifier.batches import Texts, collate
-from classifier.initial import freeze_all_but_last
-from classifier.predict import predict
+from classifier.training.batches import Texts, collate
+from classifier.training.predict import predict
+from classifier.training.start import freeze_all_but_last
 from finetune import accumulate_gradient
 from model import GPT, GPTConfig
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import command, refuse, transformers_model
 
-from classifier.download import find_files
+from classifier.data.download import find_files
 from classifier.errors import UserError
 
 CONTENT = b"\tid\tsentence\tsentiment\n0\ta\tfine\t1\n"

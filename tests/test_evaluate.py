@@ -15,13 +15,14 @@ from conftest import PREPARE_SAMPLE, command, random_split, refuse, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import evaluate
-from classifier import answers, checkpoint
-from classifier.answers import Loaded
-from classifier.batches import Texts
-from classifier.dataset import meta_sha256
+from classifier import checkpoint
+from classifier.answers import models as answers
+from classifier.answers.models import Loaded
+from classifier.data.dataset import meta_sha256
+from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
-from classifier.predict import loss_and_accuracy, predict
-from classifier.tokenizer import load_tokenizer
+from classifier.training.batches import Texts
+from classifier.training.predict import loss_and_accuracy, predict
 from evaluate import classify_lines
 from model import GPT, Batch, GPTConfig
 

@@ -13,8 +13,9 @@ from conftest import REPO, random_model, refuse, save, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier import answers, report
-from classifier.explain import Explanation, explain, shades, without_each_word
+from classifier.answers import models as answers
+from classifier.answers import report
+from classifier.answers.explain import Explanation, explain, shades, without_each_word
 
 TEXT = "I loved every minute of it, and\tso will you."
 VARIANTS = [

@@ -1,7 +1,6 @@
 """export_hf.py: transformers' own pipeline, offline, has to give our probabilities; and the folder comes back to us."""
 
 import json
-import math
 import os
 import re
 import shlex
@@ -20,14 +19,14 @@ from scipy.stats import binomtest
 
 import evaluate
 import export_hf
-from classifier import answers, files
-from classifier.batches import Texts
-from classifier.dataset import load_meta, load_split
+from classifier.answers import models as answers
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.rows import read_rows
+from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
-from classifier.predict import loss_and_accuracy, predict
-from classifier.pretrained import load_gpt2
-from classifier.tables import read_rows
-from classifier.tokenizer import load_tokenizer
+from classifier.gpt2 import load_gpt2
+from classifier.training.batches import Texts
+from classifier.training.predict import loss_and_accuracy, predict
 from model import GPT, Batch, GPTConfig
 
 NAMES = ["very bad", "bad", "so-so", "good", "very good"]
@@ -118,8 +117,10 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp
     assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
 
 
-@pytest.mark.parametrize("prompt", ["", " It was", "\n\nOverall, the film was 👍 <|endoftext|> or"])
-@pytest.mark.parametrize("leading_space", [True, False])
+@pytest.mark.parametrize(
+    "leading_space, prompt",
+    [(True, ""), (False, " It was"), (True, "\n\nOverall, the film was 👍 <|endoftext|> or")],
+)
 def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkeypatch, leading_space, prompt):
     model, ending = random_model(), ENCODING.encode_ordinary(prompt)
     data = {"label_names": NAMES, "leading_space": leading_space}
@@ -143,13 +144,12 @@ def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkey
 @pytest.fixture(scope="module")
 def their_tokenizers(tmp_path_factory):
     """What transformers loads, by leading_space and prompt."""
-    folders = {key: tmp_path_factory.mktemp("hf") for key in [(True, ""), (False, " It was")]}
-    return {
-        (leading_space, prompt): pipeline(
-            exported(folder, random_model(), {"leading_space": leading_space}, settings={"prompt": prompt})
-        ).tokenizer
-        for (leading_space, prompt), folder in folders.items()
-    }
+    found = {}
+    for key in [(True, ""), (False, " It was")]:
+        data, settings = {"leading_space": key[0]}, {"prompt": key[1]}
+        folder = exported(tmp_path_factory.mktemp("hf"), random_model(), data, settings=settings)
+        found[key] = pipeline(folder).tokenizer
+    return found
 
 
 @settings(max_examples=200, deadline=None)
@@ -232,7 +232,7 @@ def test_finetune_starts_from_an_exported_folder_and_minds_its_classes(workspace
     assert f"dev accuracy {accuracy:.3f}, dev loss {loss:.4f}" in printed and "note: the head" not in printed
     export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
     card = (workspace / "hf2" / "README.md").read_text()
-    assert "GPT-2 from a local folder" in card and f"Accuracy **{accuracy:.3f}**" in card
+    assert "A GPT-2 from a folder" in card and f"Accuracy **{accuracy:.3f}**" in card
     names["label_names"].reverse()
     export("--ckpt", save(workspace / "best.pt", model, names), "--out", workspace / "hf", "--overwrite")
     message = refuse(*TRAIN, "--init_from=hf", "--out_dir=out2", cwd=workspace)
@@ -282,16 +282,15 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
+    words = ["export_hf.py", "--ckpt", ckpt, "--overwrite", "--out"]
     for out, message in [
-        ("file", "is there already and no folder"),
-        ("out/best.pt", "is there already and no folder"),
-        ("out", r"holds other things \(best.pt\): name a new folder"),
+        ("file", "file: Not a directory"),
+        ("out", "out holds other things (best.pt): name a new folder"),
         (".", "is the current folder"),
-        ("/", r"holds other things \(.* and [0-9]+ more\)"),
-        ("nowhere/hf", "the folder it is to lie in does not exist"),
+        ("/", "/ holds other things ("),
+        ("nowhere/hf", "cannot write nowhere/hf: No such file or directory"),
     ]:
-        with pytest.raises(UserError, match=message):
-            export("--ckpt", ckpt, "--out", out, "--overwrite")
+        assert message in refuse(*words, out, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
     export("--ckpt", ckpt, "--out", "empty")
     before = content(tmp_path / "empty")
@@ -304,10 +303,17 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds other things \(notes.txt\)"):
         export("--ckpt", ckpt, "--out", "empty", "--overwrite")
     (tmp_path / "empty" / "notes.txt").unlink()
-    save(ckpt, random_model(3))
-    export("--ckpt", ckpt, "--out", "empty", "--overwrite")
-    assert len(json.loads(content(tmp_path / "empty")["config.json"])["id2label"]) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
+    words = ["--ckpt", save(tmp_path / "best.pt", random_model()), "--out", tmp_path / "hf", "--overwrite"]
+    export(*words, "--space")
+    (tmp_path / "hf" / "classifier" / "__pycache__").mkdir()  # its page was shown
+    save(tmp_path / "best.pt", random_model(3))
+    export(*words)
+    assert set(after := content(tmp_path / "hf")) == export_hf.FILES
+    assert len(json.loads(after["config.json"])["id2label"]) == 3
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
@@ -321,7 +327,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
-@pytest.mark.parametrize("calls", range(3))
+@pytest.mark.parametrize("calls", range(2))
 def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, calls):
     before = content(exported(tmp_path, random_model()))
     save(tmp_path / "best.pt", random_model(3))
@@ -333,43 +339,28 @@ def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, calls)
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    monkeypatch.setattr(files, "_exchanged", lambda *_: False)  # where the system cannot
-    words = ["--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite"]
-    if calls == 2:  # there are but two
-        return export(*words)
-    with pytest.raises(UserError, match="cannot write .*hf: Permission denied; what was there before is untouched"):
-        export(*words)
+    with pytest.raises(OSError, match="cannot write .*hf: Permission denied"):
+        export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite")
     assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
-def test_a_folder_that_stepped_aside_for_one_that_never_came_gets_its_place_back(tmp_path):
+def test_what_a_process_leaves_that_is_killed_between_its_two_renames_is_forgotten(tmp_path):
     before = content(exported(tmp_path, random_model()))
-    # what a process leaves that is killed between its two renames
-    (tmp_path / "hf").rename(tmp_path / ".hf.0123abcd.old")
-    (tmp_path / ".hf.0123abcd.tmp").mkdir()
-    with pytest.raises(UserError, match="cannot write .*hf: Directory not empty"):  # without --overwrite
-        export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf")
+    (tmp_path / "hf").rename(tmp_path / ".hf.old")
+    (tmp_path / ".hf.tmp").mkdir()
+    export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf")
     assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
-    (tmp_path / "hf").rename(tmp_path / ".hf.0123abcd.old")
-    save(tmp_path / "best.pt", random_model(3))
-    export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite")
-    assert content(tmp_path / "hf") != before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
-    def refused(model: GPT, data: dict = {}, **parts: dict) -> str:  # noqa: B006
-        with pytest.raises(UserError) as error:
-            exported(tmp_path, model, data, **parts)
-        assert os.listdir(tmp_path) == ["best.pt"]
-        return str(error.value)
-
-    assert "single class" in refused(random_model(1))
-    assert "classes of the same name" in refused(random_model(2), {"label_names": ["a", "a"]})
-    assert "the prompt's 24 tokens leave no room for a sentence" in refused(
-        random_model(), settings={"prompt": " no" * 24}
-    )
     small = GPT(GPTConfig(2, 8, 100, 1, 1, 8))
-    assert "has 100 tokens, fewer than GPT-2's 50,257" in refused(small)
+    for model, prompt, message in [
+        (random_model(), " no" * 24, "the prompt's 24 tokens leave no room for a sentence"),
+        (small, "", "has 100 tokens, fewer than GPT-2's 50,257"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            exported(tmp_path, model, settings={"prompt": prompt})
+        assert os.listdir(tmp_path) == ["best.pt"]
     with pytest.raises(UserError, match="there is no checkpoint nowhere.pt"):
         export("--ckpt", "nowhere.pt", "--out", tmp_path / "hf")
     assert "--out" in refuse("export_hf.py", cwd=tmp_path)
@@ -386,31 +377,26 @@ def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict
 
 
 def test_the_card_tells_what_is_known(tmp_path):
+    settings = {
+        "init_from": "gpt2",
+        "learning_rate": 5e-05,
+        "n_layer": 4,
+        "data_dir": "/my/secret",
+        "prompt": " It was",
+    }
     run = {
-        "settings": {
-            "init_from": "gpt2",
-            "learning_rate": 5e-05,
-            "n_layer": 4,
-            "data_dir": "/home/me/secret",
-            "prompt": " It was",
-        },
+        "settings": settings,
         "git": {"commit": "1a2b3c", "dirty": True},
         "versions": {"torch": "2.13.0", "numpy": "2.0.0"},
-        "command": ["/home/me/secret/finetune.py"],
+        "command": ["/my/secret/finetune.py"],
         "device": "cpu (no GPU)",
     }
     data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
-    header, body = card(tmp_path, random_model(), data, run=run, settings=run["settings"] | {"init_from": "resume"})
+    header, body = card(tmp_path, random_model(), data, run=run, settings=settings | {"init_from": "resume"})
     expected = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     assert header == expected | {"base_model": "openai-community/gpt2", "license": "mit"}
-    # Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-    p, n, z = 0.75, 1100, 1.959964
-    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    low, high = binomtest(825, 1100).proportion_ci(method="wilson")
     assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) and loss 0.5000" in body
-    assert (round(low, 3), round(high, 3)) == tuple(
-        round(float(end), 3) for end in binomtest(825, 1100).proportion_ci(method="wilson")
-    )
     for line in ["| 4 | very good |", "| learning\\_rate | 5e-05 |", "| git | commit 1a2b3c, dirty True |",
                  "| versions | torch 2.13.0, numpy 2.0.0 |", "| device | cpu (no GPU) |"]:  # fmt: skip
         assert line in body.splitlines()
@@ -421,11 +407,8 @@ def test_the_card_tells_what_is_known(tmp_path):
     names = {}
     exec(snippet.replace("path/to/this/folder", str(tmp_path / "hf")), names)
     assert names["classify"]("word " * 300)[0]["label"] in NAMES
-
-
-def test_the_card_claims_no_accuracy_of_other_weights(tmp_path):
-    saved = torch.load(save(tmp_path / "last.pt", random_model()), weights_only=True)
-    _, body = card(tmp_path, random_model(), progress=saved["progress"] | {"step": 12})  # as in a later last.pt
+    saved = torch.load(save(tmp_path / "best.pt", random_model()), weights_only=True)
+    _, body = card(tmp_path / "hf", random_model(), progress=saved["progress"] | {"step": 12})  # as in a later last.pt
     assert "No accuracy was measured for these weights" in body and "0.750" not in body
 
 

@@ -30,13 +30,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from classifier import checkpoint
-from classifier.batches import Features, Texts, collate
 from classifier.device import compile_blocks
 from classifier.errors import UserError
-from classifier.initial import freeze_all_but_last
-from classifier.predict import cached_features, predict
-from classifier.pretrained import load_gpt2
+from classifier.gpt2 import load_gpt2
 from classifier.settings import ADDED
+from classifier.training.batches import Features, Texts, collate
+from classifier.training.predict import cached_features, predict
+from classifier.training.start import freeze_all_but_last
 from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, step_and_evaluation, update
 from model import GPT, Batch, GPTConfig, Linear
 
@@ -410,7 +410,7 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     message = refuse(*RUN, "--max_steps=2", cwd=workspace)
     assert "out holds another run (best.pt, last.pt)" in message
     # a run that fails before its first step takes nothing away, even with leave to
-    assert "no directory" in refuse(*RUN, "--overwrite=True", "--init_from=nowhere", cwd=workspace)
+    assert "there is no folder nowhere" in refuse(*RUN, "--overwrite=True", "--init_from=nowhere", cwd=workspace)
     assert visible(workspace / "out") == before
     succeed(*RUN, "--max_steps=2", "--overwrite=True", cwd=workspace)
     assert len(read_log(workspace / "out" / "log.csv")) == 3
@@ -425,7 +425,7 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
         (["--learning_rate=1e300"], "the step was not taken"),
         (["--trainable_blocks=3"], "trainable_blocks=3, but the model has 2 blocks"),
         (["--n_head=3"], "n_embd (16) must be a multiple of n_head (3)"),
-        (["--init_from=nowhere"], "'nowhere' is no directory"),
+        (["--init_from=nowhere"], "there is no folder nowhere, and nowhere is not in the Hugging Face cache"),
         (["--device=cuda"], "device=cuda cannot be used"),
         (["--dtype=float16"], "dtype=float16 needs a CUDA GPU"),
         (["--out_dir=data/sample/train.tsv"], "data/sample/train.tsv"),
@@ -574,7 +574,7 @@ def test_a_sequence_longer_than_the_tokens_classified_at_once_is_classified_alon
     model = GPT(GPTConfig(5, 24, 97, 2, 2, 16))
     texts = Texts(random_split(30, 24, 97, 5), model)
     together = predict(model, texts, torch.float32)
-    monkeypatch.setattr("classifier.predict.TOKEN_BUDGET", 3)
+    monkeypatch.setattr("classifier.training.predict.TOKEN_BUDGET", 3)
     torch.testing.assert_close(predict(model, texts, torch.float32), together)
 
 

@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare_own import examples, run, write  # noqa: F401, run is a fixture
 
-from classifier.columns import choose_columns
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.own import choose_columns, read_labels
+from classifier.data.rows import Source, format_of, read_rows, read_texts
 from classifier.errors import UserError
-from classifier.formats import format_of
-from classifier.survey import read_labels
-from classifier.tables import Source, read_rows, read_texts
 
 # -----------------------------------------------------------------------------
 # the same rows, whatever the file

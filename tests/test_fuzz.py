@@ -15,16 +15,16 @@ from conftest import REPO, here, succeed, transformers_model
 from test_finetune import RUN, same_state, workspace  # noqa: F401, a fixture
 
 from classifier import checkpoint
-from classifier.columns import find_sources
-from classifier.dataset import FIELDS, load_split
+from classifier.data.dataset import FIELDS, load_split
+from classifier.data.own import find_sources
+from classifier.data.rows import read_rows, read_texts
 from classifier.errors import UserError
 from classifier.files import file_sha256
-from classifier.plots import draw_curves
-from classifier.pretrained import load_gpt2
-from classifier.run import LOG, open_log
-from classifier.seeds import ended_run
+from classifier.gpt2 import load_gpt2
 from classifier.settings import read_settings
-from classifier.tables import read_rows, read_texts
+from classifier.training.curves import draw_curves
+from classifier.training.run import LOG, open_log
+from classifier.training.seeds import ended_run
 
 INPUTS = 600 if "TORTURE" in os.environ else 60  # of each kind
 SECONDS = 60  # an input that takes longer hangs

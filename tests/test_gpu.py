@@ -17,11 +17,11 @@ from conftest import REPO, command, padded_batch, random_split, succeed, transfo
 from torch.nn import functional as F
 
 from classifier import checkpoint
-from classifier.batches import Texts, collate, free_memory, token_budget_for
 from classifier.cpu import dropout
 from classifier.device import choose_dtype, compile_blocks, tune
-from classifier.predict import predict
-from classifier.pretrained import load_gpt2
+from classifier.gpt2 import load_gpt2
+from classifier.training.batches import Texts, collate, free_memory, token_budget_for
+from classifier.training.predict import predict
 from finetune import accumulate_gradient, optimizer_groups, step_and_evaluation
 from model import GPT, Batch, GPTConfig, casting
 
@@ -174,7 +174,7 @@ def test_nobody_waits_for_the_device_inside_a_step():
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes, monkeypatch):
-    monkeypatch.setattr("classifier.batches.FLOOR", 10**6)  # micro-batches as full as they get
+    monkeypatch.setattr("classifier.training.batches.FLOOR", 10**6)  # micro-batches as full as they get
     model = small_gpt2(dropout=0.1)
     model.activation_checkpointing = recomputes
     total = torch.cuda.get_device_properties(DEVICE).total_memory

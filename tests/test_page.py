@@ -19,15 +19,19 @@ import yaml
 from conftest import REPO, random_model, refuse, save, succeed
 
 import app
-from classifier import answers
-from classifier.dataset import load_meta, load_split, training_files
+import export_hf
+from classifier.answers import models as answers
+from classifier.answers.explain import Explanation, explain
+from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.device import choose_dtype
-from classifier.explain import Explanation, explain
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-app.txt")
+NAMES = ["negative", "positive"]
 TEXT = "A lovely film, though its <b>plot</b> is ${1 + 1} {{value}} <img src=x> dull."
-CHROMIUM = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --window-size=1100,900""".split()
+ENTER = "\ue007"  # as WebDriver has it
 # before anything else in a Python process: write down whom it connects to, and whom it looks up
 RECORDER = """
 import os, sys
@@ -57,12 +61,6 @@ def place(prepared_sample, tmp_path_factory):
     return place
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start(script: Path, *words: str, cwd: Path, **environment: str) -> subprocess.Popen:
     """Start one of the two servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHON"))}
@@ -83,32 +81,31 @@ def address(server: subprocess.Popen) -> str:
 @pytest.fixture(scope="module")
 def pages(place):
     """The addresses of app.py, of both checkpoints, and of the exported folder's app.py."""
-    ports = [str(free_port()), str(free_port())]
-    server = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
-                PYTHONPATH=str(place), RECORD=str(place / "connected"))  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [str(listener.getsockname()[1]) for listener in (one, other)]  # free ones
+    app_py = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
+                   PYTHONPATH=str(place), RECORD=str(place / "connected"))  # fmt: skip
     space = start(place / "hf" / "app.py", cwd=place / "hf", PYTHONPATH="", GRADIO_SERVER_PORT=ports[1])
     try:
-        yield {"app": address(server), "space": address(space)}
+        yield {"app": address(app_py), "space": address(space)}
     finally:
-        for process in (server, space):
+        for process in (app_py, space):
             process.terminate()
             process.wait(30)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if missing := [name for name, path in CHROMIUM.items() if path is None]:
-        pytest.skip(f"needs {' and '.join(missing)}: Debian's packages chromium and chromium-driver")
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver: Debian's packages chromium and chromium-driver")
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM["chromium"]
-    flags = [*FLAGS.split(), "--disable-component-update", "--disable-sync", "--window-size=1100,900"]
-    for flag in [*flags, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMIUM["chromedriver"]))
-    yield browser
-    browser.quit()
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
+        yield browser
 
 
 def wait(browser, condition):
@@ -123,30 +120,31 @@ def find(browser, selector: str) -> list:
     return [each for each in browser.find_elements("css selector", selector) if each.is_displayed()]
 
 
-def open_page(browser, url: str):
-    """Open a page and return its text box."""
+def open_page(browser, url: str, *keys: str):
+    """Open a page, type into its text box and return the box."""
     browser.get(url)
-    return wait(browser, lambda: find(browser, "#box textarea"))[0]
+    (box,) = wait(browser, lambda: find(browser, "#box textarea"))
+    box.send_keys(*keys)
+    return box
 
 
 def read_bars(browser) -> dict[str, float]:
-    """The classes and probabilities that stand beside the bars, whose widths are checked."""
-    rows = browser.execute_script("""return [...document.querySelectorAll('.bars tr')].map(row =>
-        [row.cells[0].innerText, row.cells[2].innerText, row.querySelector('div').style.width])""")
-    assert all(float(width.rstrip("%")) == pytest.approx(100 * float(share), abs=0.11) for _, share, width in rows)
-    return {name: float(share) for name, share, _ in rows}
+    """The classes and their probabilities, whose numbers are checked."""
+    rows = browser.execute_script("""return [...document.querySelectorAll('#found .confidence-set')].map(row =>
+        [row.querySelector('dt').innerText, row.querySelector('dd').innerText, row.querySelector('meter').value])""")
+    assert all(float(percent.rstrip("%")) == pytest.approx(100 * share, abs=0.51) for _, percent, share in rows)
+    assert f"the largest {rows[0][2]:.3f}" in find(browser, "#found")[0].text
+    return {name: share for name, _, share in rows}
 
 
 def read_words(browser) -> list[tuple[str, float]]:
-    """The words and the contributions that their tints stand for."""
-    spans = browser.execute_script("""return [...document.querySelectorAll('.words span')].map(span =>
-        [span.textContent, span.title, span.style.background])""")
-    largest = max(abs(float(title)) for _, title, _ in spans)
-    for _, title, colour in spans:
-        red, green, blue, *alpha = map(float, re.findall(r"[\d.]+", colour))
-        assert (red > blue) == (float(title) < 0) or abs(float(title)) < 1e-3  # orange or blue
-        assert (alpha or [1])[0] == pytest.approx(0.6 * abs(float(title)) / largest, abs=0.01)
-    return [(word, float(title)) for word, title, _ in spans]
+    """The words and the shares of the strongest that their tints stand for."""
+    found = []
+    for word, colour in browser.execute_script("""return [...document.querySelectorAll('#words .score-token')].map(
+            token => [token.innerText.trim(), token.style.backgroundColor])"""):
+        red, _, blue, *alpha = map(float, re.findall(r"[\d.]+", colour))
+        found.append((word, (alpha or [1])[0] / 0.6 * (1 if red > blue else -1)))  # red or violet
+    return found
 
 
 def expected(place: Path, text: str, *names: str, dtype: torch.dtype) -> Explanation:
@@ -155,30 +153,37 @@ def expected(place: Path, text: str, *names: str, dtype: torch.dtype) -> Explana
 
 
 def assert_shown(browser, text: str, found: Explanation) -> None:
-    """That bars and words are those of an explanation, as far as bfloat16 says the same on any number of threads."""
-    wait(
-        browser, lambda: [word for word, _ in read_words(browser)] == text.split() if find(browser, ".words") else False
-    )
-    assert list(read_bars(browser)) == ["negative", "positive"]
-    assert list(read_bars(browser).values()) == pytest.approx(found.log_probabilities.exp().tolist(), abs=0.004)
-    assert [each for _, each in read_words(browser)] == pytest.approx(found.contributions, abs=0.02)
+    """That all is that of an explanation, as far as bfloat16 says the same on any number of threads."""
+    wait(browser, lambda: find(browser, "#words") and [word for word, _ in read_words(browser)] == text.split())
+    bars = read_bars(browser)
+    assert [bars[name] for name in NAMES] == pytest.approx(found.log_probabilities.exp().tolist(), abs=0.004)
+    lines = find(browser, "#numbers textarea")[0].get_property("value").splitlines()
+    listed = [re.fullmatch(r"([+-]\d+\.\d{3})  (\S+)", line).groups() for line in lines]
+    numbers = [float(number) for number, _ in listed]
+    assert numbers == sorted(numbers, key=lambda number: -abs(number))
+    listed = sorted((word, float(number)) for number, word in listed)
+    words, contributions = zip(*sorted(zip(found.words, found.contributions, strict=True)), strict=True)
+    assert [word for word, _ in listed] == list(words)
+    assert [number for _, number in listed] == pytest.approx(contributions, abs=0.02)
+    tints = [share for _, share in sorted(read_words(browser))]
+    assert tints == pytest.approx([number / abs(numbers[0]) for _, number in listed], abs=0.02)
 
 
 def test_the_page_shows_what_evaluate_says(place, pages, browser):
-    from selenium.webdriver.common.keys import Keys
-
     dtype, _ = choose_dtype("auto", torch.device("cpu"))
-    open_page(browser, pages["app"]).send_keys(TEXT, Keys.ENTER)
+    open_page(browser, pages["app"], TEXT, ENTER)
     assert_shown(browser, TEXT, expected(place, TEXT, "one", "two", dtype=dtype))
-    assert not browser.find_elements("css selector", ".words img, .words b")
-    numbers = browser.find_element("css selector", ".contributions")
-    numbers.find_element("css selector", "summary").send_keys(Keys.ENTER)
-    listed = [float(line.split()[-1]) for line in wait(browser, lambda: numbers.text.splitlines()[2:])]
-    assert listed == sorted((each for _, each in read_words(browser)), key=lambda each: -abs(each))
+    assert not browser.find_elements("css selector", "#words img, #words b")
+    # without mistakes, and by transformers in an exported folder
+    open_page(browser, pages["space"], TEXT, ENTER)
+    assert_shown(browser, TEXT, expected(place, TEXT, "one", dtype=torch.float32))
+    assert not [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
 
 
-def test_a_mistake_opens_with_the_keyboard_alone(place, pages, browser):
-    from selenium.webdriver.common.keys import Keys
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_a_mistake_opens_with_a_click_or_the_keyboard_alone(place, pages, browser, with_keys):
+    def press(element) -> None:
+        element.send_keys(ENTER) if with_keys else element.click()
 
     dtype, _ = choose_dtype("auto", torch.device("cpu"))
     models = [answers.load(str(place / f"{name}.pt")) for name in ("one", "two")]
@@ -186,12 +191,12 @@ def test_a_mistake_opens_with_the_keyboard_alone(place, pages, browser):
     surest = answers.surest_mistakes(answers.predict_all(models, dev, dtype), dev.labels)
     open_page(browser, pages["app"])
     (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
-    tab.send_keys(Keys.ENTER)
+    press(tab)
     buttons = wait(browser, lambda: find(browser, "button.text"))
     assert len(buttons) == min(20, len(surest))
     label, prediction, probability = re.match(r"(\w+), taken for (\w+) \((0\.\d+)\): ", buttons[0].text).groups()
-    assert {label, prediction} == {"negative", "positive"}
-    buttons[0].send_keys(Keys.ENTER)
+    assert {label, prediction} == set(NAMES)
+    press(buttons[0])
     box = wait(browser, lambda: find(browser, "#box textarea"))[0]
     text = wait(browser, lambda: box.get_property("value"))
     assert text in [answers.text_of(dev, i) for i in surest[:3]]  # the order of close ones may differ
@@ -201,51 +206,37 @@ def test_a_mistake_opens_with_the_keyboard_alone(place, pages, browser):
 
 
 def test_what_cannot_be_classified_gets_a_sentence(pages, browser):
-    from selenium.webdriver.common.keys import Keys
-
     open_page(browser, pages["app"])
     (button,) = [each for each in find(browser, "button") if each.text == "Classify"]
     for value, message in [
         (" \n ", "There is no text to classify: type one."),
-        ("x" * 20_001, "This text is too long: 20,001 characters, and the page takes 20,000."),
         ("Mess", "A single word cannot be left out: no text would remain."),
+        ("x" * 20_001, "This text is too long: 20,001 characters, and the page takes 20,000."),
         ("so " * 301, "The words of a text are weighed up to 300 words; this one has more."),
     ]:
         browser.execute_script(
             "let box = document.querySelector('#box textarea'); box.value = arguments[0];"
             "box.dispatchEvent(new Event('input', {bubbles: true}))", value
         )  # fmt: skip
-        button.send_keys(Keys.ENTER)
-        wait(browser, lambda message=message: message in [each.text for each in find(browser, "#found p, #words p")])
-        assert bool(find(browser, ".bars")) == (value[0] in "Ms")
+        button.click()
+        wait(browser, lambda message=message: message in [each.text for each in find(browser, "#note p")])
+        wait(browser, lambda value=value: bool(find(browser, "#found")) == (value[0] in "Ms"))
+        assert not find(browser, "#words")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(pages, browser, scheme):
-    from selenium.webdriver.common.keys import Keys
-
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+    preferred = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    open_page(browser, pages["app"]).send_keys(TEXT, Keys.ENTER)
-    wait(browser, lambda: find(browser, ".words"))
+    open_page(browser, pages["app"], TEXT, ENTER)
+    wait(browser, lambda: find(browser, "#words"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-    colours = browser.execute_script("""let words = document.querySelector('.words');
-        return [getComputedStyle(document.body).backgroundColor, getComputedStyle(words).color]""")
+    colours = browser.execute_script("""let word = document.querySelector('#words .text');
+        return [getComputedStyle(document.body).backgroundColor, getComputedStyle(word).color]""")
     ground, letters = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in colours)
     assert (ground > 0.9 and letters < 0.3) if scheme == "light" else (ground < 0.1 and letters > 0.8)
-    for command in ("Emulation.clearDeviceMetricsOverride", "Emulation.setEmulatedMedia"):
-        browser.execute_cdp_cmd(command, {})
-
-
-def test_the_exported_folder_has_the_same_page_by_itself(place, pages, browser):
-    from selenium.webdriver.common.keys import Keys
-
-    open_page(browser, pages["space"]).send_keys(TEXT, Keys.ENTER)
-    assert_shown(browser, TEXT, expected(place, TEXT, "one", dtype=torch.float32))
-    assert not [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
 
 
 def test_neither_server_nor_browser_asks_anyone_else(place, pages, browser):
@@ -269,7 +260,8 @@ def test_the_exported_folder_is_a_space(place):
     assert header["sdk_version"] == gradio.__version__
     names = [line.split("=")[0].rstrip("<>") for line in (place / "hf" / "requirements.txt").read_text().splitlines()]
     assert names == ["torch", "transformers", "gradio"]
-    assert "classifier" not in (place / "hf" / "app.py").read_text().replace("Text classifier", "")
+    sources = {name: (REPO / source).read_text() for name, source in export_hf.SOURCES.items()}
+    assert sources == {name: (place / "hf" / name).read_text() for name in sources}
 
 
 def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatch, capsys):
@@ -279,8 +271,7 @@ def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatc
     for change, message in [({"folder": "gone"}, "gone was not prepared"), ({"files": {}}, "is not the data that")]:
         changed = one._replace(saved=one.saved | {"data": one.saved["data"] | change})
         assert app.dev_split([changed], None) is None
-        assert "note: a page without examples and mistakes: " in (printed := capsys.readouterr().out)
-        assert message in printed
+        assert re.match(f"note: a page without examples and mistakes: .*{message}", capsys.readouterr().out)
     assert len(app.dev_split([changed], "data/sample")) == 240  # asked for by name
     assert "note: data/sample is not the data" in capsys.readouterr().out
 
@@ -289,14 +280,12 @@ def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):
     assert "there is no checkpoint nowhere.pt" in refuse("app.py", "--ckpt", "nowhere.pt", cwd=place)
     assert "--port must be from 1 to 65535, not 70000" in refuse("app.py", "--port=70000", cwd=place)
     assert "elsewhere was not prepared" in refuse("app.py", "--ckpt=one.pt", "--data_dir=elsewhere", cwd=place)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = refuse("app.py", "--ckpt=one.pt", f"--port={port}", cwd=place)
         assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in done
     assert "cannot listen on nowhere.invalid, port 7860" in refuse("app.py", "--host=nowhere.invalid", cwd=place)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "classifier.page", raising=False)
-    monkeypatch.delattr("classifier.page", raising=False)
-    assert "run `pip install -r requirements-app.txt`" in refuse("app.py", cwd=place)
+    monkeypatch.delitem(sys.modules, "classifier.answers.page", raising=False)
+    monkeypatch.delattr("classifier.answers.page", raising=False)
+    assert "the package gradio is not installed" in refuse("app.py", cwd=place)

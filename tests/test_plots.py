@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import REPO, make_split
 
+from classifier.answers.plots import draw_accuracy_by_length, draw_confusion, draw_reliability
 from classifier.errors import UserError
-from classifier.plots import draw_accuracy_by_length, draw_confusion, draw_curves, draw_reliability
+from classifier.training.curves import draw_curves
 
 LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds
 1,0.5,train,1.6,,0.001,1.0,10,1
@@ -108,6 +109,6 @@ def test_the_groups_of_lengths_hold_every_example_once(answers, tmp_path):
 
 
 def test_a_notebooks_backend_does_not_matter():
-    command = [sys.executable, "-c", "from classifier import plots"]
+    command = [sys.executable, "-c", "from classifier.answers import plots"]
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     subprocess.run(command, cwd=REPO, env=environment, check=True)

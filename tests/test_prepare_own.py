@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare_own
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.own import choose_dev, count_repeats, sentence_hash
+from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
 from classifier.settings import read_settings
-from classifier.survey import choose_dev, count_repeats, sentence_hash
-from classifier.tokenizer import load_tokenizer
 from prepare_own import config_text, suggest_block_size
 
 ENCODING = load_tokenizer()
@@ -27,7 +27,7 @@ ENCODING = load_tokenizer()
 def run(tmp_path, monkeypatch, capsys):
     """The script's main() in a folder of its own; returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("classifier.tokenizer.load_tokenizer", lambda: ENCODING)
+    monkeypatch.setattr("classifier.data.tokenizer.load_tokenizer", lambda: ENCODING)
 
     def run(*arguments: str, name: str = "x") -> str:
         monkeypatch.setattr(sys, "argv", ["prepare_own.py", *map(str, arguments), "--name", name])

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier import checkpoint
+from classifier.data.tokenizer import encode_label_words, encode_prompt, load_tokenizer
 from classifier.errors import UserError
-from classifier.initial import start_head_from
-from classifier.pretrained import load_gpt2
+from classifier.gpt2 import load_gpt2
 from classifier.settings import read_settings
-from classifier.tokenizer import encode_label_words, encode_prompt, load_tokenizer
+from classifier.training.start import start_head_from
 from model import Batch
 
 CONFIGS = {name: read_settings(REPO / "finetune.py", [str(REPO / "config" / f"finetune_{name}_prompt.py")])

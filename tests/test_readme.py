@@ -97,7 +97,7 @@ def test_every_file_of_the_repository_that_is_named_is_there():
 def test_every_module_of_the_package_is_named():
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", PAGES["docs/how-it-works.md"], re.MULTILINE)
     named = re.findall(r"`(\w+)`", " ".join(rows))
-    modules = [path.stem for path in (REPO / "classifier").glob("*.py") if path.stem != "__init__"]
+    modules = [path.stem for path in (REPO / "classifier").rglob("*.py") if path.stem != "__init__"]
     assert sorted(named) == sorted(modules)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.significance import mean_difference, paired_difference, wilson_interval
+from classifier.answers.significance import mean_difference, paired_difference, wilson_interval
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

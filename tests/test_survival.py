@@ -112,7 +112,7 @@ def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, u
 def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):  # noqa: F811
     patch = """
 import os, signal
-from classifier import predict
+from classifier.training import predict
 whole = predict.predict
 def stopped_in_the_middle(*args):
     os.kill(os.getpid(), signal.SIGTERM)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier import tokenizer
+from classifier.data import tokenizer
 from classifier.errors import UserError
 
 ENCODING = tokenizer.load_tokenizer()

@@ -7,9 +7,9 @@ from conftest import refuse, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier.dataset import load_meta, load_split
+from classifier.data.dataset import load_meta, load_split
+from classifier.data.trees import read_trees, write_phrases
 from classifier.errors import UserError
-from classifier.trees import read_trees, write_phrases
 
 HEADER = "id\tsentence\tsentiment\n"
 WORDS = st.text("abé`'.\\/\u00a0", min_size=1, max_size=3)

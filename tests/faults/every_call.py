@@ -21,11 +21,12 @@ import torch
 from conftest import visible
 from test_survival import assert_same_run, timeless
 
-from classifier import checkpoint, plots  # noqa: F401
-from classifier.dataset import load_meta, load_split
+from classifier import checkpoint
+from classifier.answers import plots  # noqa: F401
+from classifier.data.dataset import load_meta, load_split
 from classifier.errors import UserError
 from classifier.files import file_sha256
-from classifier.pretrained import load_gpt2
+from classifier.gpt2 import load_gpt2
 
 torch.set_num_threads(1)
 SHIM = ctypes.CDLL(None)

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classifier import checkpoint
-from classifier.batches import Texts
-from classifier.calibration import read_temperature
-from classifier.dataset import Split, prepare_script, training_files
+from classifier.answers.calibration import read_temperature
+from classifier.data.dataset import Split, prepare_script, training_files
+from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from classifier.errors import UserError
 from classifier.files import file_sha256
-from classifier.predict import average, predict
-from classifier.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
+from classifier.training.batches import Texts
+from classifier.training.predict import average, predict
 from model import GPT
 
 MAX_CHARACTERS = 131072  # of a text, as in the TSV files

@@ -20,20 +20,20 @@ from types import FrameType, SimpleNamespace
 from typing import IO, Any
 
 import torch
+from tqdm import tqdm
 
 from classifier import checkpoint, distributed
-from classifier.display import Display, show_results
-from classifier.errors import UserError, in_words
-from classifier.facts import now, run_facts
+from classifier.errors import UserError, in_words, is_out_of_memory
 from classifier.files import file_sha256, hold, is_held, write_json, written_whole
-from classifier.initial import load_resumable
-from classifier.progress import Progress
-from classifier.seeds import ended_run
 from classifier.settings import ARE_LOCAL
-from classifier.trackers import open_trackers
+from classifier.training.display import Display, open_trackers, show_results
+from classifier.training.progress import Progress
+from classifier.training.seeds import ended_run
+from classifier.training.start import load_resumable, now, run_facts
 from model import GPT
 
 SECONDS_BETWEEN_SAVES = 60
+HOPELESS = 20  # steps skipped one after another, from the first on
 STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 LOG = ["step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "seconds"]
 WHOLE_ROW = re.compile(r"([0-9]+),[0-9.e-]+,(train|dev)(,[^,]*){6}\n")
@@ -49,7 +49,7 @@ class Run:
         """Begin a run, or take up the one that --init_from=resume goes on with; nothing is written yet.
 
         Args:
-            data: the facts that initial.load_data returns.
+            data: the facts that start.load_data returns.
 
         Raises:
             UserError: out_dir holds another run or is in use, or there is nothing to resume.
@@ -182,11 +182,28 @@ class Run:
             if self.is_first:
                 print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
 
-    def ran_out_of_memory(self, longest: int) -> None:
-        """Have the same step taken again in smaller micro-batches; longest: the tokens of the longest sequence."""
-        if distributed.size() > 1:  # all would have to agree, in the middle of a step
-            raise UserError(f"out of memory: try --token_budget={self.progress.token_budget // 2}")
-        self.progress.halve_token_budget(longest)
+    def halve_micro_batches_after(self, error: Exception, longest: int) -> None:
+        """Have the same step taken again in smaller micro-batches, if memory ran out; say so.
+
+        Args:
+            error: what was raised; if it is another one, it is raised again.
+            longest: the tokens of the longest sequence.
+
+        Raises:
+            UserError: a micro-batch of that sequence alone did not fit, or several processes would have to agree.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        before, after = self.progress.token_budget, max(self.progress.token_budget // 2, longest)
+        if distributed.size() > 1:
+            raise UserError(f"out of memory: try --token_budget={after}") from None
+        if before <= longest:
+            raise UserError(
+                "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
+                "a smaller block_size, --trainable_blocks=0 or a smaller model"
+            ) from None
+        self.progress.token_budget = after
+        tqdm.write(f"out of memory: the step is taken again in micro-batches of {after:,} tokens, not {before:,}")
         self.display.set_back()
 
     def stepped(self, loss: float, grad_norm: float, learning_rate: float) -> None:
@@ -199,7 +216,11 @@ class Run:
         if progress.step == 1 and self.is_first:  # not sooner, so that failing takes nothing away
             self._open_record()
         speed = self._add_row("train", examples, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
-        self.display.show_step(loss, learning_rate, speed, was_skipped)
+        self.display.show_step(loss, learning_rate, speed)
+        if progress.skipped == progress.step and (progress.step >= HOPELESS or progress.is_done):
+            raise UserError(
+                f"no step of {progress.step} was taken: no gradient was finite in float16. Try dtype=float32"
+            )
         if not progress.evaluation_is_due and (progress.step % interval == 0 if interval else self._save_is_due):
             self._save()
         self.stop_if_asked()
@@ -234,8 +255,6 @@ class Run:
         if self.display:
             self.display.close()
         show_results(self.progress, self.out)
-        if self.progress.skipped == self.progress.step:
-            raise UserError("no step was taken: the gradient was never finite in float16. Try dtype=float32")
         if best:
             print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")
 
@@ -297,7 +316,7 @@ class Run:
 
     def _draw_curves(self) -> None:
         if self.is_first:
-            from classifier.plots import draw_curves  # here, since importing matplotlib takes a second
+            from classifier.training.curves import draw_curves  # here, since importing matplotlib takes a second
 
             best_step, reference = self.progress.best.get("step", 0), self.settings.reference_accuracy
             draw_curves(self._place("curves.png"), self.out / "log.csv", best_step, reference)

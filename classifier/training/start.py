@@ -1,19 +1,25 @@
 """What a run begins with: a new model, as init_from names it, or last.pt of the run that it continues."""
 
+import datetime
+import hashlib
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from classifier import checkpoint, distributed
-from classifier.dataset import Split, load_meta, load_split, training_files
+from classifier.data.dataset import Split, load_meta, load_split, training_files
+from classifier.data.tokenizer import check_vocabulary, encode_label_words, encode_prompt
 from classifier.errors import UserError
-from classifier.pretrained import TRUNK_ALONE, load_gpt2
+from classifier.gpt2 import HUB_NAMES, TRUNK_ALONE, is_nanogpt, load_gpt2
 from classifier.settings import MAY_CHANGE, differences
-from classifier.tokenizer import check_vocabulary, encode_label_words, encode_prompt
-from classifier.weights import HUB_NAMES
 from model import GPT, GPTConfig
 
 
@@ -52,7 +58,7 @@ def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
     num_classes = len(label_names)
     if settings.init_from in HUB_NAMES and Path(settings.init_from).is_dir():
         settings.init_from = f"./{settings.init_from}"  # the record must not take it for OpenAI's
-    if settings.init_from.endswith(".pt"):
+    if settings.init_from.endswith(".pt") and not is_nanogpt(settings.init_from):
         model = load_trained(settings.init_from, settings, data)
     elif settings.init_from != "scratch":
         sizes = (num_classes, settings.dropout, settings.block_size)
@@ -149,3 +155,49 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
     if changed := differences(saved["settings"], vars(settings), free):
         raise UserError(f"cannot resume {path} with other settings: {changed}")
     return model, saved
+
+
+# -----------------------------------------------------------------------------
+# what a result hangs on
+
+
+def run_facts(settings: dict[str, Any], data: dict[str, Any], model: nn.Module, device: str) -> dict[str, Any]:
+    """Return what a result hangs on: settings, code, versions, machine, data and the weights at the start."""
+    return {
+        "command": [word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
+        "settings": dict(settings),
+        "git": _git_state(),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "system": platform.platform(),
+        "device": device,
+        "dtype": settings["dtype"],
+        "threads": torch.get_num_threads(),
+        "data": data,
+        "initial_weights_sha256": _weights_sha256(model),
+        "seed": settings["seed"],
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """Return the time as ISO 8601 has it, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return this code's commit and whether files differ from it, or None where git or its repository is missing."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": found.removesuffix("-dirty"), "dirty": found.endswith("-dirty")}
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    """Return the sha256 over the names and the bytes of all parameters, in their order."""
+    digest = hashlib.sha256()
+    for name, parameter in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(parameter.cpu().contiguous().numpy())
+    return digest.hexdigest()

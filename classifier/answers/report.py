@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from classifier.answers import surest_mistakes, text_of
-from classifier.calibration import BINS, calibration_error
-from classifier.dataset import Split
+from classifier.answers.calibration import BINS, calibration_error
+from classifier.answers.explain import Explanation, shades
+from classifier.answers.models import surest_mistakes, text_of
+from classifier.answers.significance import paired_difference, wilson_interval
+from classifier.data.dataset import Split
 from classifier.errors import printable
-from classifier.explain import Explanation, shades
 from classifier.files import written_whole
-from classifier.predict import loss_and_accuracy
-from classifier.significance import paired_difference, wilson_interval
+from classifier.training.predict import loss_and_accuracy
 
 WIDTH = 80  # of a terminal
 # of a terminal's 256 colours, from weak to strong, with black letters on them: seen on dark and on light

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from classifier.dataset import load_meta, training_files
+from classifier.data.dataset import load_meta, training_files
 from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
 from classifier.settings import MAY_CHANGE, differences

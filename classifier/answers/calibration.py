@@ -15,7 +15,7 @@ from torch import Tensor
 from classifier import errors
 from classifier.errors import UserError
 from classifier.files import written_whole
-from classifier.predict import loss_and_accuracy
+from classifier.training.predict import loss_and_accuracy
 
 BINS = 15  # as Guo et al. 2017 have it
 FOLDS = 5

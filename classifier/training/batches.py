@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classifier import distributed
-from classifier.dataset import Split
+from classifier.data.dataset import Split
 from classifier.device import send
 from model import GPT, Batch
 

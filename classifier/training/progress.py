@@ -5,10 +5,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from tqdm import tqdm
-
-from classifier.errors import UserError
-
 STORED = ("step", "evaluated", "seconds", "token_budget", "skipped", "best")  # in a checkpoint
 
 
@@ -83,21 +79,6 @@ class Progress:
         if not self.is_regular(other["step"]):
             return one["step"] != other["step"]
         return self.is_regular(one["step"]) and (one["accuracy"], -one["loss"]) > (other["accuracy"], -other["loss"])
-
-    def halve_token_budget(self, longest: int) -> None:
-        """Go on with smaller micro-batches after memory ran out, and say so.
-
-        Raises:
-            UserError: a micro-batch of the longest sequence alone (longest: its tokens) did not fit.
-        """
-        if self.token_budget <= longest:
-            raise UserError(
-                "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
-                "a smaller block_size, --trainable_blocks=0 or a smaller model"
-            )
-        before, self.token_budget = self.token_budget, max(self.token_budget // 2, longest)
-        words = f"{self.token_budget:,} tokens, not {before:,}"
-        tqdm.write(f"out of memory: the step is taken again in micro-batches of {words}")
 
     def stored(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from classifier import tokenizer
+from classifier.data import tokenizer
 from classifier.errors import UserError
 
 FORMAT_VERSION = 2
@@ -95,7 +95,7 @@ def prepare_script(folder: str | Path) -> str:
     """Return what prepares a folder: prepare_sst.py for data/sst and data/sst-phrases, prepare_own.py for others."""
     name = Path(folder).name
     task = name.removesuffix("-phrases")
-    own = Path(__file__).resolve().parents[1] / f"prepare_{task}.py"
+    own = Path(__file__).resolve().parents[2] / f"prepare_{task}.py"
     return f"{own.name}{' --phrases' * (task != name)}" if own.is_file() else f"prepare_own.py --name {name} ..."
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifier import distributed
-from classifier.batches import Features, Texts
 from classifier.errors import UserError, is_out_of_memory
+from classifier.training.batches import Features, Texts
 from model import GPT, Batch, casting
 
 TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results

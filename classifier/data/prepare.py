@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from classifier import errors, tokenizer
-from classifier.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
-from classifier.detokenize import detokenize
+from classifier import errors
+from classifier.data import tokenizer
+from classifier.data.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
+from classifier.data.detokenize import detokenize
+from classifier.data.rows import Row, Source, as_source, read_rows
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold, refuse_irregular, to_disk
-from classifier.tables import Row, Source, as_source, read_rows
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once

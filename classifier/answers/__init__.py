@@ -1,0 +1,1 @@
+"""What a checkpoint answers, and all that is said of its answers."""

@@ -1,0 +1,322 @@
+"""GPT-2's weights as people have them: found by transformers, read by torch, fitted into our model; and back."""
+
+import json
+import re
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classifier.errors import UserError, printable
+from model import GPT, GPTConfig
+
+HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+FORMS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LFS = b"version https://git-lfs.github.com/spec/"  # how its pointers begin
+ANSWER_SECONDS = 2  # for the hub to answer at all; a download may take as long as it likes
+GPT2S = {  # of a configuration; anything else would be another function
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+TRUNK_ALONE = "keep the trunk alone, under a new head: --new_head=True"
+FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
+
+
+def load_gpt2(
+    name_or_path: str,
+    num_classes: int = 2,
+    dropout: float = 0.0,
+    block_size: int | None = None,
+    label_names: list[str] | None = None,
+    new_head: bool = False,
+) -> GPT:
+    """Load GPT-2's weights, in float32, under the stored head where the weights have one, else a random one.
+
+    Args:
+        name_or_path: a folder as transformers saves GPT-2's models; else nanoGPT's ckpt.pt; else gpt2, gpt2-medium,
+            gpt2-large, gpt2-xl or the name of any GPT-2 on the Hugging Face hub, from its cache or downloaded.
+        num_classes: classes of the head.
+        dropout: dropout probability, everywhere.
+        block_size: keep only the first so many positions; None keeps all of them.
+        label_names: the classes in the order of their numbers, compared with those of a stored head.
+        new_head: leave out the stored head.
+
+    Raises:
+        UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head has
+            other classes.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        theirs, weights = read_nanogpt(path)
+    else:
+        path, *files = find_files(name_or_path)  # the first is config.json
+        theirs, weights = read_file(path), {}
+        for file in files:
+            weights |= unwrapped(read_file(file))
+    config = read_config(path, theirs, num_classes, dropout, block_size)
+    if new_head:
+        weights.pop("score.weight", None)
+    if "score.weight" in weights:
+        check_head(name_or_path, len(weights["score.weight"]), theirs.get("id2label"), num_classes, label_names)
+    return filled(config, weights, name_or_path)
+
+
+def find_files(name: str) -> list[Path]:
+    """Return the paths of config.json and of the weight files: in a folder, else in the hub's cache, else downloaded.
+
+    Raises:
+        UserError: there are none, or they are out of reach.
+    """
+    from huggingface_hub import hf_hub_url  # here and not above, for a quick start without it
+    from huggingface_hub.utils import HFValidationError, logging
+
+    logging.set_verbosity_error()  # one message is enough
+    if Path(name).expanduser().is_dir():
+        return files_of(str(Path(name).expanduser()), local_files_only=True)
+    repository = HUB_NAMES.get(name, name)
+    try:
+        return files_of(repository, local_files_only=True)  # what is in the cache needs no network
+    except HFValidationError:
+        raise UserError(f"init_from: there is no folder {name!r}, and no model on the hub has such a name") from None
+    except UserError:
+        pass
+    try:
+        wait_for_answer(hf_hub_url(repository, "config.json"))
+        print(f"{repository} is not in the Hugging Face cache: downloading it")
+        return files_of(repository, local_files_only=False)
+    except UserError:
+        raise
+    except Exception as error:  # the hub client lets through the errors of whichever http library it uses
+        folder = repository.rpartition("/")[2]
+        raise UserError(
+            f"cannot get GPT-2's weights: there is no folder {name}, and {repository} is not in the Hugging Face cache "
+            f"and cannot be downloaded ({type(error).__name__}). On a machine with network run "
+            f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
+            f"bring the folder {folder} here, or name it with --init_from=DIR"
+        ) from None
+
+
+def wait_for_answer(url: str) -> None:
+    """Return when the hub has said that there is such a file; a download would try for half a minute and longer.
+
+    Raises:
+        Exception: it has not, be it that there is none, no permission, no connection, or no answer in time.
+    """
+    from huggingface_hub import get_hf_file_metadata
+
+    answer = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
+        except Exception as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()  # looking up a name heeds no time-out, and each address has its own
+    answer.result(ANSWER_SECONDS)
+
+
+def files_of(source: str, local_files_only: bool) -> list[Path]:
+    """Return the paths of config.json and of the weight files in a folder, or in a repository of the hub."""
+    # from_pretrained, which does the same, also makes up what is missing, casts integers, and takes seconds to import
+    from transformers.utils import cached_file, has_file
+
+    def first(*names: str) -> Path:
+        for name in names:
+            if has_file(source, name, local_files_only=local_files_only):
+                return Path(cached_file(source, name, local_files_only=local_files_only))
+        raise UserError(f"{source} has no {printable(' or '.join(names))}, as transformers saves a model")
+
+    config, weights = first("config.json"), first(*FORMS)
+    if weights.suffix != ".json":
+        return [config, weights]
+    return [config, *(first(shard) for shard in sorted(set(read_file(weights).get("weight_map", {}).values())))]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return what a file of weights or a configuration holds; nothing is unpickled but tensors and plain values."""
+    from safetensors.torch import load_file
+
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(f"{path} is Git LFS's pointer to a file, not the file: run `git lfs pull` in its folder")
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        if not isinstance(content, dict):
+            raise ValueError
+    except MemoryError:
+        raise
+    except Exception:  # they raise whatever the broken bytes lead them into
+        raise UserError(f"{path} is truncated, damaged or of another program") from None
+    return content
+
+
+def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors by their names in GPT2Model, freed from what training programs and other models wrap around them.
+
+    Left out are the causal masks that old versions stored, and a language model's output matrix, which is wte again.
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(stored.get(key), dict):
+            stored = stored[key]
+    weights = {re.sub(r"^((module|_orig_mod|model|transformer)\.)*", "", name): stored[name] for name in stored}
+    unused = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(unused)}
+
+
+def is_nanogpt(path: str) -> bool:
+    """Return whether a file is a checkpoint of nanoGPT's; what cannot be read is none."""
+    try:
+        return Path(path).expanduser().is_file() and "model_args" in read_file(Path(path).expanduser())
+    except UserError:
+        return False
+
+
+def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a config.json's content, and the tensors as transformers lays them out, from nanoGPT's ckpt.pt."""
+    content = read_file(path)
+    sizes, weights = content.get("model_args"), unwrapped(content)
+    if not isinstance(sizes, dict):
+        raise UserError(f"{path} is no ckpt.pt of nanoGPT: name a folder with it as pytorch_model.bin and config.json")
+    weights = {name: tensor.t() if is_transposed(name, tensor) else tensor for name, tensor in weights.items()}
+    if not sizes.get("bias", True):  # no bias is one of zeros
+        layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
+        weights |= {name.replace(".weight", ".bias"): torch.zeros(weights[name].shape[-1]) for name in layers}
+    print(
+        f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes its place"
+    )
+    names = ("vocab_size", "n_layer", "n_head", "n_embd")
+    return {"n_positions": sizes.get("block_size")} | {name: sizes.get(name) for name in names}, weights
+
+
+def read_config(
+    path: Path, theirs: dict[str, Any], num_classes: int, dropout: float, block_size: int | None
+) -> GPTConfig:
+    """Return our config from the content of transformers' config.json; refuse what would not be GPT-2's function."""
+    sizes = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
+    try:
+        config = GPTConfig(num_classes, *(theirs.get(name, size) for name, size in sizes.items()), dropout)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    for key, values in (GPT2S | {"n_inner": (None, 4 * config.n_embd)}).items():
+        if theirs.get(key, values[0]) not in values:
+            raise UserError(f"{path}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
+    most = config.block_size
+    if block_size is not None and block_size > most:
+        raise UserError(f"block_size {block_size} is more than the {most} positions of {path}: try --block_size={most}")
+    return config if block_size is None else replace(config, block_size=block_size)
+
+
+def check_head(source: str, classes: int, id2label: Any, num_classes: int, label_names: list[str] | None) -> None:
+    """Refuse a stored head of other classes or another order; say so where it has classes of other names."""
+    if classes != num_classes:
+        raise UserError(
+            f"the head in {source} is for {classes} classes, and {num_classes} are asked for: "
+            f"take data with its classes, or {TRUNK_ALONE}"
+        )
+    if not label_names or not isinstance(id2label, dict):
+        return
+    stored = [str(id2label.get(str(number))) for number in range(classes)]
+    if stored in (label_names, [f"LABEL_{number}" for number in range(classes)]):  # the latter says nothing
+        return
+    theirs, ours = ", ".join(stored), ", ".join(label_names)
+    if sorted(stored) == sorted(label_names):
+        raise UserError(
+            f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: "
+            f"number the data's labels as the head does, or {TRUNK_ALONE}"
+        )
+    print(printable(f"note: the head's classes in {source}, {theirs}, now stand for {ours}"))
+
+
+def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
+    """Return a model of exactly these tensors, named and laid out as transformers'; a head that is not there is random.
+
+    Raises:
+        UserError: one is missing, unknown, of another shape, or no finite floating-point numbers.
+    """
+    with torch.device("meta"):  # shapes only: the weights come from the file
+        model = GPT(config)
+    # transformers' head has no bias, and a language model has no head
+    weights = {"head.bias": torch.zeros(config.num_classes)}
+    if "score.weight" not in theirs:
+        weights["head.weight"] = torch.empty(config.num_classes, config.n_embd).normal_(std=0.02)
+    for name, tensor in theirs.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise UserError(f"{printable(name)} in {source} is no tensor of floating-point numbers")
+        if name == "wpe.weight":
+            tensor = tensor[: config.block_size]
+        tensor = tensor.t() if is_transposed(name, tensor) else tensor
+        tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # the file is only mapped
+        if not tensor.sum().isfinite():  # NaN and infinity get into every sum, which needs no memory
+            raise UserError(f"{printable(name)} in {source} holds numbers that are not finite in float32")
+        weights["head.weight" if name == "score.weight" else name] = tensor
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:  # it names what is missing, unknown or of another shape
+        _, _, wrong = str(error).partition(":")
+        raise UserError(
+            f"the weights in {source} do not fit the model: {printable(' '.join(wrong.split())):.600}"
+        ) from None
+    return model
+
+
+def to_transformers(model: GPT) -> dict[str, Tensor]:
+    """Return the tensors of a GPT2ForSequenceClassification with the model's very logits: load_gpt2's inverse.
+
+    transformers' head has no bias; ours goes into the final LayerNorm's.
+
+    Raises:
+        UserError: it does not go in there.
+    """
+    theirs = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("head."):
+            continue
+        theirs[f"transformer.{name}"] = tensor.t().contiguous() if is_transposed(name, tensor) else tensor
+    theirs["score.weight"] = model.head.weight.detach()
+    theirs["transformer.ln_f.bias"] = with_folded_bias(model)
+    return theirs
+
+
+def is_transposed(name: str, tensor: Tensor) -> bool:
+    """Return whether transformers keeps this parameter as (in, out), where ours is (out, in)."""
+    return name.startswith("h.") and tensor.dim() == 2
+
+
+@torch.no_grad()
+def with_folded_bias(model: GPT) -> Tensor:
+    """Return a bias of the final LayerNorm that does what it and the head's bias do together: float32 (n_embd,).
+
+    The logits are W x + c. Where W d = c they are W (x + d), so d is added to x, the LayerNorm's output: the shortest
+    such d, in double precision. Logits stay what they were, not only probabilities.
+
+    Raises:
+        UserError: there is no such d, since the rows of W depend on each other.
+    """
+    weight, bias = (tensor.double().numpy() for tensor in (model.head.weight, model.head.bias))
+    before = model.ln_f.bias.double()
+    shift = np.linalg.lstsq(weight, bias, rcond=1e-6)[0]  # what is smaller is rounding, the weights being float32
+    folded = (before + torch.from_numpy(shift)).float()
+    off = np.abs(weight @ (folded.double() - before).numpy() - bias).max()
+    if not off <= FOLD_TOLERANCE:
+        raise UserError(
+            f"transformers' head has no bias, and this one's cannot go into the final LayerNorm: a logit would be off "
+            f"by {off:.1e}, since the rows of head.weight depend on each other. Train with another seed, or a model "
+            f"with n_embd ({model.config.n_embd}) at least the number of classes ({model.config.num_classes})"
+        )
+    return folded

@@ -120,11 +120,15 @@ def refuse(*words: object, cwd: Path, run: Runner = here, **options) -> str:
 
 @pytest.fixture(scope="session")
 def prepared_sample(tmp_path_factory) -> Path:
-    """A folder in which the sample is prepared."""
+    """A folder in which the sample is prepared, and a config file that trains a tiny model on it, 7 steps an epoch."""
     folder = tmp_path_factory.mktemp("sample")
     (folder / "data").mkdir()
     shutil.copytree(REPO / "data" / "sample", folder / "data" / "sample", ignore=shutil.ignore_patterns("*.bin"))
     succeed(*PREPARE_SAMPLE, cwd=folder)
+    (folder / "config" / "sample.py").write_text(
+        'data_dir = "data/sample"\ninit_from = "scratch"\n'
+        "gradient_accumulation_steps = 2\nepochs = 2\nlearning_rate = 1e-3\n"
+    )
     return folder
 
 
@@ -136,7 +140,8 @@ def visible(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def workspace(prepared_sample, tmp_path) -> Path:
     """A copy of the prepared sample that a test may spoil."""
-    shutil.copytree(prepared_sample / "data", tmp_path / "data")
+    for name in ("data", "config"):
+        shutil.copytree(prepared_sample / name, tmp_path / name)
     return tmp_path
 
 

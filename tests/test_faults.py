@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, succeed
-from test_finetune import RUN, read_log, same_state, workspace  # noqa: F401, a fixture
+from runs import RUN, read_log, same_state
 
 from classifier import checkpoint
 
@@ -114,7 +114,7 @@ def assert_true(out: Path, whole: dict[tuple[str, str], dict[str, str]]) -> None
             assert path.name == "last.pt" or evaluation["step"] == progress["step"]
 
 
-def test_pairs_of_faults_in_a_row_leave_a_true_record(workspace, shim, monkeypatch):  # noqa: F811
+def test_pairs_of_faults_in_a_row_leave_a_true_record(workspace, shim, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     chance, patient = random.Random(0), Patient(workspace, shim)
     records = []

@@ -1,6 +1,5 @@
 """The training loop: the exact gradient however a step is cut, transformers' losses, and the real command."""
 
-import csv
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from conftest import (
     transformers_model,
     visible,
 )
+from runs import RUN, assert_same_run, read_log, run_patched, same_state
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,33 +41,6 @@ from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, st
 from model import GPT, Batch, GPTConfig, Linear
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
-TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=64", "--dtype=float32"]
-RUN = ["finetune.py", "config/sample.py", *TINY]
-
-
-@pytest.fixture
-def workspace(workspace):
-    """The prepared sample and a config file that trains a tiny model on it, 7 steps an epoch."""
-    (workspace / "config").mkdir()
-    (workspace / "config" / "sample.py").write_text(
-        'data_dir = "data/sample"\ninit_from = "scratch"\n'
-        "gradient_accumulation_steps = 2\nepochs = 2\nlearning_rate = 1e-3\n"
-    )
-    return workspace
-
-
-def read_log(path) -> list[dict[str, str]]:
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def same_state(a: dict, b: dict) -> bool:
-    """Whether two nested dicts are equal, tensors bit by bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_state, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 # -----------------------------------------------------------------------------
@@ -368,16 +341,9 @@ def test_a_resumed_run_ends_with_the_same_bits(workspace, stop, interval):
     succeed(*run, "--out_dir=whole", cwd=workspace)
     succeed(*run, "--out_dir=parts", f"--max_steps={stop}", cwd=workspace)
     succeed(*run, "--out_dir=parts", "--init_from=resume", cwd=workspace)
-    whole, parts = (checkpoint.load(workspace / out / "last.pt")[1] for out in ("whole", "parts"))
-    assert same_state(whole["model"], parts["model"]) and same_state(whole["optimizer"], parts["optimizer"])
-    logs = [read_log(workspace / out / "log.csv") for out in ("whole", "parts")]
-    columns = ("step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm")
-    whole, parts = ([{column: row[column] for column in columns} for row in log] for log in logs)
-    assert parts == whole
-    evaluated = [int(row["step"]) for row in whole if row["split"] == "dev"]
+    assert_same_run(workspace / "parts", workspace / "whole")
+    evaluated = [int(row["step"]) for row in read_log(workspace / "whole" / "log.csv") if row["split"] == "dev"]
     assert evaluated == ([3, 6, 7, 10, 13, 14] if interval else [7, 14])
-    best = [checkpoint.load(workspace / out / "best.pt")[1] for out in ("whole", "parts")]
-    assert same_state(best[0]["model"], best[1]["model"]) and best[0]["progress"]["step"] == best[1]["progress"]["step"]
 
 
 def test_a_checkpoint_of_before_a_setting_was_added_resumes(workspace):
@@ -437,15 +403,6 @@ def test_what_cannot_run_is_refused(workspace, arguments, message):
     assert message in refuse(*RUN, *arguments, cwd=workspace)
 
 
-def test_a_damaged_last_pt_is_refused_and_left_alone(workspace):
-    succeed(*RUN, "--max_steps=1", cwd=workspace)
-    path = workspace / "out" / "last.pt"
-    half = path.read_bytes()[: path.stat().st_size // 2]
-    path.write_bytes(half)
-    assert "out/last.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", cwd=workspace)
-    assert path.read_bytes() == half
-
-
 def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint(workspace):
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     before = {name: (workspace / "out" / name).read_bytes() for name in ("best.pt", "last.pt")}
@@ -475,14 +432,6 @@ def step(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 torch.optim.AdamW.step = step
 """
-
-
-def run_patched(patch: str, *words: str, cwd) -> subprocess.CompletedProcess:
-    """Run a script of the project in a process that has executed patch before."""
-    script, *arguments = words
-    code = f"import runpy, sys, torch\nsys.path.insert(0, {str(REPO)!r})\n{patch}\n"
-    code += f"sys.argv = {[str(REPO / script), *arguments]!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
 
 
 def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspace):
@@ -584,24 +533,17 @@ def test_resuming_takes_the_same_data_under_another_spelling(workspace, spelling
     succeed(*RUN, "--max_steps=2", "--init_from=resume", f"--data_dir={spelling}", cwd=workspace)
 
 
-def test_a_crafted_optimizer_state_is_refused(workspace):
+def test_an_optimizer_state_of_another_model_is_refused(workspace):
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     path = workspace / "out" / "last.pt"
     model, saved = checkpoint.load(path)
     parts = {key: saved[key] for key in ("data", "settings", "progress", "run", "optimizer", "scaler")}
-
-    def refused(message: str) -> None:
-        checkpoint.save(path, model, **parts)
-        assert message in refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
-
-    refused_state = "its optimizer state does not fit its weights"
     state = parts["optimizer"]["state"]
-    parts["optimizer"] = {"state": {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}}}
-    refused(refused_state)  # the fused AdamW would read beyond its end
-    parts["optimizer"] = {"state": {}}
-    refused(refused_state)
-    parts["optimizer"] = "nothing"
-    refused(refused_state)
+    narrow = {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}}  # the fused AdamW would read beyond its end
+    for optimizer in ({"state": narrow}, {"state": {}}, "nothing"):
+        checkpoint.save(path, model, **parts | {"optimizer": optimizer})
+        message = refuse(*RUN, "--init_from=resume", "--max_steps=2", cwd=workspace)
+        assert "its optimizer state does not fit its weights" in message
 
 
 def test_a_spoilt_log_is_repaired_on_resume(workspace):

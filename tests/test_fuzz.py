@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPO, here, succeed, transformers_model
-from test_finetune import RUN, same_state, workspace  # noqa: F401, a fixture
+from runs import RUN, same_state
 
 from classifier import checkpoint
 from classifier.data.dataset import FIELDS, load_split
@@ -154,7 +154,7 @@ KINDS = {  # what reads the files, and which files
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):  # noqa: F811
+def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):
     read, names = KINDS[kind]
     (workspace / "config.py").write_bytes((REPO / "config" / "finetune_sst_prompt.py").read_bytes())
     if kind in ("checkpoint", "run.json", "log.csv"):
@@ -236,7 +236,7 @@ OPTIONS = (
 )
 
 
-def test_odd_options_are_taken_or_refused_and_nothing_is_changed(workspace, chance):  # noqa: F811
+def test_odd_options_are_taken_or_refused_and_nothing_is_changed(workspace, chance):
     options = ["--batch_size=16", "--gradient_accumulation_steps=4", "--max_steps=2", "--device=cpu", "--dtype=float32"]
     shape = ["--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=8", "--data_dir=data/sample"]
     succeed("finetune.py", *options, *shape, cwd=workspace)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import random_model, succeed, transformers_model
 from safetensors.torch import save_file
-from test_finetune import workspace  # noqa: F401, a fixture
 
 from classifier.errors import UserError
 from classifier.gpt2 import load_gpt2
@@ -148,7 +147,7 @@ def test_nanogpts_checkpoint_is_read(tmp_path, capsys, prefix, bias):
     assert ours.config == GPTConfig(5, 16, 304, 2, 4, 48) and "exact GELU" in capsys.readouterr().out
 
 
-def test_training_starts_from_nanogpts_checkpoint(workspace):  # noqa: F811
+def test_training_starts_from_nanogpts_checkpoint(workspace):
     save_nanogpt(workspace / "ckpt.pt", GPT(GPTConfig(2, 32, 50304, 1, 2, 8)))  # the vocabulary as nanoGPT pads it
     words = ["--max_steps=1", "--batch_size=8", "--gradient_accumulation_steps=1", "--block_size=32", "--dtype=float32"]
     printed = succeed("finetune.py", "--init_from=ckpt.pt", "--data_dir=data/sample", *words, cwd=workspace)

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPO, refuse, succeed, visible
-from test_finetune import RUN, read_log, same_state, workspace  # noqa: F401, a fixture
-from test_survival import assert_same_run
+from runs import RUN, assert_same_run
 
 from classifier import checkpoint
 from classifier.errors import UserError
@@ -73,7 +72,7 @@ def assert_true(out, epoch: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_resume_goes_on(workspace, scripted, full_disk, name):  # noqa: F811
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_resume_goes_on(workspace, scripted, full_disk, name):
     words = [*RUN, "--epochs=3"]
     succeed(*words, "--out_dir=undisturbed", cwd=workspace)
     scripted[2] = lambda: full_disk.add(name)
@@ -87,7 +86,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_resume_goes_on(wo
     assert_same_run(workspace / "out", workspace / "undisturbed")
 
 
-def test_a_best_pt_that_is_not_the_one_last_pt_tells_of(workspace, scripted):  # noqa: F811
+def test_a_best_pt_that_is_not_the_one_last_pt_tells_of(workspace, scripted):
     out = workspace / "out"
     succeed(*RUN, "--epochs=1", cwd=workspace)
     first = (out / "best.pt").read_bytes()
@@ -110,7 +109,7 @@ def test_a_best_pt_that_is_not_the_one_last_pt_tells_of(workspace, scripted):  #
     assert_true(out, epoch=4)
 
 
-def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scripted):  # noqa: F811
+def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scripted):
     out = workspace / "out"
     succeed(*RUN, "--epochs=1", cwd=workspace)
     succeed(*RUN, "--epochs=1", "--seed=2", "--out_dir=other", cwd=workspace)
@@ -124,7 +123,7 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
     assert "out/best.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
 
 
-def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, scripted, monkeypatch):  # noqa: F811
+def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, scripted, monkeypatch):
     def step_at(epoch: int) -> int:
         """Of last.pt, when an evaluation begins."""
         path, steps = workspace / "out" / "last.pt", []
@@ -157,7 +156,7 @@ def test_which_evaluation_is_the_best():
     assert progress.is_better(end | {"step": 15, "loss": 0.9}, end)
 
 
-def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):  # noqa: F811
+def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
     succeed(*RUN, "--epochs=1", cwd=workspace)
     full_disk.add("last.pt")  # its own cannot be written: those of the run before must not pass for it
     message = refuse(*RUN, "--epochs=1", "--seed=2", "--overwrite=True", cwd=workspace)
@@ -171,7 +170,7 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
 
 
 @pytest.mark.parametrize("has_successor", [True, False])
-def test_a_run_whose_folder_is_gone_stops_and_writes_nothing_more(workspace, scripted, has_successor):  # noqa: F811
+def test_a_run_whose_folder_is_gone_stops_and_writes_nothing_more(workspace, scripted, has_successor):
     out = workspace / "out"
     succeed(*RUN, "--epochs=1", "--seed=2", "--out_dir=other", cwd=workspace)
     with contextlib.ExitStack() as stack:
@@ -194,7 +193,7 @@ def test_a_run_whose_folder_is_gone_stops_and_writes_nothing_more(workspace, scr
     assert_true(workspace / "gone", epoch=2)
 
 
-def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(workspace):  # noqa: F811
+def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(workspace):
     (workspace / "out").mkdir()
     subprocess.run(["mkfifo", "out/log.csv"], cwd=workspace, check=True)
     message = refuse(*RUN, "--max_steps=2", cwd=workspace)
@@ -205,7 +204,7 @@ def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(workspace):  # noqa: F
 # the end
 
 
-def test_a_run_killed_before_its_last_words_is_completed_by_resuming(workspace, scripted):  # noqa: F811
+def test_a_run_killed_before_its_last_words_is_completed_by_resuming(workspace, scripted):
     out = workspace / "out"
     succeed(*RUN, cwd=workspace)
     whole, log = run_of(out), (out / "log.csv").read_bytes()
@@ -222,7 +221,7 @@ def test_a_run_killed_before_its_last_words_is_completed_by_resuming(workspace, 
     assert visible(out) == before
 
 
-def test_seeds_takes_no_word_for_it(workspace, scripted):  # noqa: F811
+def test_seeds_takes_no_word_for_it(workspace, scripted):
     succeed(*RUN, "--epochs=1", "--seed=3", "--out_dir=out/seed-3", cwd=workspace)
     path = workspace / "out" / "seed-3" / "run.json"
     whole = json.loads(path.read_text())
@@ -241,7 +240,7 @@ def test_seeds_takes_no_word_for_it(workspace, scripted):  # noqa: F811
     "redirection, message",
     [("> /dev/full", "error: No space left on device"), ("| head -5", "error: Broken pipe; stopped after ")],
 )
-def test_output_that_cannot_be_printed_stops_the_run(workspace, redirection, message):  # noqa: F811
+def test_output_that_cannot_be_printed_stops_the_run(workspace, redirection, message):
     succeed(*RUN, "--out_dir=undisturbed", cwd=workspace)
     words = shlex.join([sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:]])
     script = f"set -o pipefail; {words} {redirection}"
@@ -252,7 +251,7 @@ def test_output_that_cannot_be_printed_stops_the_run(workspace, redirection, mes
     assert_same_run(workspace / "out", workspace / "undisturbed")
 
 
-def test_a_terminal_that_is_closed_stops_the_run_softly(workspace):  # noqa: F811
+def test_a_terminal_that_is_closed_stops_the_run_softly(workspace):
     succeed(*RUN, "--epochs=8", "--out_dir=undisturbed", cwd=workspace)
     words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], "--epochs=8"]
     ours, its = pty.openpty()
@@ -268,7 +267,7 @@ def test_a_terminal_that_is_closed_stops_the_run_softly(workspace):  # noqa: F81
     assert_same_run(workspace / "out", workspace / "undisturbed")
 
 
-def test_a_run_in_float16_that_takes_no_step_stops(workspace, monkeypatch):  # noqa: F811
+def test_a_run_in_float16_that_takes_no_step_stops(workspace, monkeypatch):
     scaler = torch.amp.GradScaler  # in which every gradient overflows
     hopeless = lambda device, enabled, **_: scaler(device, init_scale=3e38, backoff_factor=1 - 1e-9)  # noqa: E731
     monkeypatch.setattr(torch.amp, "GradScaler", hopeless)

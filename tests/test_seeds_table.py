@@ -5,12 +5,12 @@ import re
 import statistics
 
 from conftest import PREPARE_SAMPLE, refuse, succeed
-from test_finetune import RUN, read_log, workspace  # noqa: F401, a fixture
+from runs import RUN, read_log
 
 IN_FLOAT32 = ["--dtype", "float32"]  # as the runs
 
 
-def test_the_table_of_seeds_is_what_the_runs_have_logged(workspace):  # noqa: F811
+def test_the_table_of_seeds_is_what_the_runs_have_logged(workspace):
     for job, rate in (("slow", "1e-5"), ("fast", "1e-2")):
         run = [*RUN, "--seeds=[2,10]", "--eval_interval=4", f"--learning_rate={rate}", f"--out_dir={job}"]
         succeed(*run, cwd=workspace)
@@ -34,7 +34,7 @@ def test_the_table_of_seeds_is_what_the_runs_have_logged(workspace):  # noqa: F8
     assert second.split("|")[8].strip() == p
 
 
-def test_runs_of_another_dev_set_or_none_are_refused(workspace):  # noqa: F811
+def test_runs_of_another_dev_set_or_none_are_refused(workspace):
     succeed(*RUN, "--seeds=[1]", "--max_steps=1", cwd=workspace)
     assert "data has no folders seed-N" in refuse("bench/seeds.py", "out", "data", cwd=workspace)
     sample = workspace / "data" / "sample"
@@ -51,7 +51,7 @@ def test_runs_of_another_dev_set_or_none_are_refused(workspace):  # noqa: F811
     assert "out has no folders seed-N" in refuse("bench/seeds.py", "out", cwd=workspace)
 
 
-def test_a_run_that_has_not_ended_is_not_compared(workspace):  # noqa: F811
+def test_a_run_that_has_not_ended_is_not_compared(workspace):
     succeed(*RUN, "--seeds=[1]", "--max_steps=1", cwd=workspace)
     run = json.loads((workspace / "out" / "seed-1" / "run.json").read_text())
     del run["ended"]

@@ -7,54 +7,17 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import PREPARE_SAMPLE, REPO, command, refuse, succeed
-from test_finetune import RUN, read_log, run_patched, same_state, workspace  # noqa: F401, a fixture
+from runs import RUN, assert_same_run, read_log, run_patched, start, wait_for
 
 from classifier import checkpoint
 from classifier.files import file_sha256
 
 TORTURE = "TORTURE" in os.environ
-TIMES = {"seconds", "examples_per_second", "sha256", "started", "ended", "command"}
-
-
-def start(*words: str, cwd) -> subprocess.Popen:
-    """Start finetune.py without waiting for it."""
-    words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], *words]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, a shell's background jobs ignore Ctrl-C
-    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-
-
-def wait_for(process: subprocess.Popen, beginning: str) -> None:
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(process.stderr.read())
-
-
-def timeless(facts: dict) -> dict:
-    """What a run tells of itself, without its times and what hangs on them."""
-    kept = {key: value for key, value in facts.items() if key not in TIMES}
-    return {key: timeless(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def assert_same_run(a, b) -> None:
-    """Compare two out_dirs bit by bit: last.pt and best.pt, and log.csv but for its times."""
-    for name in ("last.pt", "best.pt"):
-        first, second = (checkpoint.load(folder / name)[1] for folder in (a, b))
-        for part in ("model", "optimizer"):
-            assert same_state(first.get(part, {}), second.get(part, {})), (name, part)
-        progress = [timeless(saved["progress"]) for saved in (first, second)]
-        assert progress[0] == progress[1], name
-    logs = [
-        [{key: value for key, value in row.items() if key not in TIMES} for row in read_log(folder / "log.csv")]
-        for folder in (a, b)
-    ]
-    assert logs[0] == logs[1]
 
 
 LONGER = ["--epochs=8", "--save_interval=3"]  # 56 steps
@@ -65,17 +28,13 @@ def unbroken(prepared_sample, tmp_path_factory):
     """The out_dir of a run that nothing stopped, and the seconds from its first step to its end."""
     place = tmp_path_factory.mktemp("unbroken")
     shutil.copytree(prepared_sample / "data", place / "data")
-    (place / "config").mkdir()
-    (place / "config" / "sample.py").write_text(
-        'data_dir = "data/sample"\ninit_from = "scratch"\n'
-        "gradient_accumulation_steps = 2\nepochs = 2\nlearning_rate = 1e-3\n"
-    )
+    shutil.copytree(prepared_sample / "config", place / "config")
     succeed(*RUN, *LONGER, cwd=place)
     return place / "out", float(read_log(place / "out" / "log.csv")[-1]["seconds"])
 
 
 @pytest.mark.parametrize("number", range(30 if TORTURE else 3))
-def test_a_killed_run_resumes_to_the_same_bits(workspace, unbroken, number):  # noqa: F811
+def test_a_killed_run_resumes_to_the_same_bits(workspace, unbroken, number):
     whole, seconds = unbroken
     chance = random.Random(number)
     kills = 0
@@ -97,7 +56,7 @@ def test_a_killed_run_resumes_to_the_same_bits(workspace, unbroken, number):  # 
 
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unbroken, signum, status):  # noqa: F811
+def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unbroken, signum, status):
     process = start(*LONGER, cwd=workspace)
     wait_for(process, "epoch 2:")
     process.send_signal(signum)
@@ -109,7 +68,7 @@ def test_a_signal_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, u
     assert_same_run(workspace / "out", unbroken[0])
 
 
-def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):  # noqa: F811
+def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):
     patch = """
 import os, signal
 from classifier.training import predict
@@ -126,7 +85,7 @@ predict.predict = stopped_in_the_middle
     assert_same_run(workspace / "out", unbroken[0])
 
 
-def test_a_second_ctrl_c_ends_at_once(workspace):  # noqa: F811
+def test_a_second_ctrl_c_ends_at_once(workspace):
     process = start("--epochs=1000", cwd=workspace)
     wait_for(process, "epoch 2:")  # the checkpoints of epoch 1 are written
     process.send_signal(signal.SIGINT)
@@ -136,7 +95,7 @@ def test_a_second_ctrl_c_ends_at_once(workspace):  # noqa: F811
     assert checkpoint.load(workspace / "out" / "last.pt")
 
 
-def test_two_runs_in_one_folder_are_kept_apart(workspace):  # noqa: F811
+def test_two_runs_in_one_folder_are_kept_apart(workspace):
     process = start("--epochs=1000", cwd=workspace)
     wait_for(process, "epoch 2:")  # the checkpoints of epoch 1 are written
     for option in ("--overwrite=True", "--init_from=resume"):
@@ -152,7 +111,7 @@ def test_two_runs_in_one_folder_are_kept_apart(workspace):  # noqa: F811
 # what a run says of itself
 
 
-def test_a_run_records_what_its_result_hangs_on(workspace):  # noqa: F811
+def test_a_run_records_what_its_result_hangs_on(workspace):
     succeed(*RUN, "--seed=5", cwd=workspace)
     run = json.loads((workspace / "out" / "run.json").read_text())
     meta = json.loads((workspace / "data" / "sample" / "meta.json").read_text())
@@ -169,7 +128,7 @@ def test_a_run_records_what_its_result_hangs_on(workspace):  # noqa: F811
     assert shown == {key: value for key, value in run.items() if key != "ended"}
 
 
-def test_a_run_resumed_twice_still_says_what_it_began_with(workspace):  # noqa: F811
+def test_a_run_resumed_twice_still_says_what_it_began_with(workspace):
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     for steps in (2, 3):
         succeed(*RUN, "--init_from=resume", f"--max_steps={steps}", cwd=workspace)
@@ -177,7 +136,7 @@ def test_a_run_resumed_twice_still_says_what_it_began_with(workspace):  # noqa: 
     assert run["settings"]["init_from"] == "scratch" and run["settings"]["max_steps"] == 3
 
 
-def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # noqa: F811
+def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):
     words = [*RUN, "--seeds=[3,1]", "--epochs=1"]
     process = start("--seeds=[3,1]", "--epochs=1", cwd=workspace)
     wait_for(process, "seed 1: out/seed-1")
@@ -208,7 +167,7 @@ def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):  # no
     assert "seeds must be a list of different whole numbers" in refuse(*RUN, "--seeds=[1,1]", cwd=workspace)
 
 
-def test_deterministic_changes_nothing_on_a_cpu(workspace):  # noqa: F811
+def test_deterministic_changes_nothing_on_a_cpu(workspace):
     succeed(*RUN, "--max_steps=2", cwd=workspace)
     succeed(*RUN, "--max_steps=2", "--deterministic=True", "--out_dir=deterministic", cwd=workspace)
     assert_same_run(workspace / "deterministic", workspace / "out")
@@ -218,7 +177,7 @@ def test_deterministic_changes_nothing_on_a_cpu(workspace):  # noqa: F811
 # a long run
 
 
-def test_memory_stays_flat_over_many_steps(workspace):  # noqa: F811
+def test_memory_stays_flat_over_many_steps(workspace):
     steps, settled = (2000, 200) if TORTURE else (300, 170)  # three evaluations: matplotlib fills caches in two
     options = ["--batch_size=16", "--gradient_accumulation_steps=1", "--epochs=1000", f"--max_steps={steps}"]
     process = start(*options, cwd=workspace)

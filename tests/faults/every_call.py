@@ -19,7 +19,7 @@ import matplotlib.figure  # noqa: F401, what the jobs import, so that no child h
 import sklearn.metrics  # noqa: F401
 import torch
 from conftest import visible
-from test_survival import assert_same_run, timeless
+from runs import assert_same_run, timeless
 
 from classifier import checkpoint
 from classifier.answers import plots  # noqa: F401

@@ -43,7 +43,10 @@ beta1 = 0.9  # AdamW's decay rate of the gradient's mean
 beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
+class_weights = "none"  # none, or balanced: in the loss a rare class counts as much as a frequent one
 eval_interval = 0  # steps between evaluations inside an epoch, beside that at its end; 0: none
+best_by = "accuracy"  # which evaluation is the best: by accuracy, or by macro_f1, which rare classes count in as much
+patience = 0  # end after so many evaluations without a better one; 0: never
 save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every minute
 # reports
 reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none
@@ -83,10 +86,10 @@ from classifier.data.dataset import Split
 from classifier.device import choose_device, choose_dtype, compile_blocks, refuse_other_masks, tune
 from classifier.errors import UserError
 from classifier.training.batches import Features, Step, Texts, collate, epoch_order, free_memory, token_budget_for
-from classifier.training.predict import cached_features, loss_and_accuracy, predict
+from classifier.training.predict import predict
 from classifier.training.progress import Progress
 from classifier.training.run import Run
-from classifier.training.start import describe, freeze_all_but_last, load_data, new_model
+from classifier.training.start import describe, freeze_all_but_last, load_data, net_and_examples, new_model
 from model import GPT, casting
 
 
@@ -142,8 +145,8 @@ def accumulate_gradient(
     with casting(net, dtype):
         for number, (inputs, labels) in enumerate(step.micro_batches, start=1):
             with distributed.reducing(net, is_last=number == len(step.micro_batches)):
-                # a sum, divided by the whole step's count: micro-batches of any sizes add up to the same mean
-                loss = F.cross_entropy(net(inputs), labels, reduction="sum") * step.weight
+                # a sum, divided by the whole step's weight: micro-batches of any sizes add up to the same mean
+                loss = F.cross_entropy(net(inputs), labels, step.class_weights, reduction="sum") * step.weight
                 # DistributedDataParallel divides by the number of processes
                 scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
@@ -210,11 +213,8 @@ def main() -> None:
 
 def train(run: Run, model: GPT, optimizer: Optimizer, scaler: GradScaler, dtype: torch.dtype, *splits: Split) -> None:
     """Take steps and evaluate until the last step is taken, on a train and a dev split."""
-    progress, net, (train_set, dev_set) = run.progress, model, (Texts(s, model, settings.compile) for s in splits)
-    if settings.trainable_blocks == 0:
-        print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
-        net, train_set, dev_set = model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
-    elif settings.compile:
+    progress, (net, train_set, dev_set) = run.progress, net_and_examples(settings, model, splits, dtype)
+    if settings.compile and net is model:
         some = collate(train_set, np.arange(min(len(train_set), 64)), progress.token_budget)
         compile_blocks(model, lambda: step_and_evaluation(model, scaler, some, dtype))
     replica = distributed.parallel(net)
@@ -223,7 +223,7 @@ def train(run: Run, model: GPT, optimizer: Optimizer, scaler: GradScaler, dtype:
     while True:
         # after every epoch or eval_interval, and at the end: the whole dev set, and checkpoints
         if progress.evaluation_is_due:
-            run.evaluated(*loss_and_accuracy(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels))
+            run.evaluated(predict(net, dev_set, dtype, run.stop_if_asked), dev_set.labels)
         if progress.is_done:
             break
 

@@ -70,6 +70,9 @@ SETTINGS = {
     "lr_schedule": Setting(_one_of("constant", "cosine")),
     "beta1": Setting(FRACTION),
     "beta2": Setting(FRACTION),
+    "class_weights": Setting(_one_of("none", "balanced")),
+    "best_by": Setting(_one_of("accuracy", "macro_f1")),
+    "patience": Setting(may_change=True),
     "save_interval": Setting(may_change=True),
     "reference_accuracy": Setting(FRACTION, may_change=True),
     "tensorboard_log": Setting(may_change=True),
@@ -85,6 +88,7 @@ MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
 ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
 # since checkpoints were first written, and what held before
 ADDED = {"eval_interval": 0, "new_head": False, "token_budget": 0}
+ADDED |= {"class_weights": "none", "best_by": "accuracy", "patience": 0}
 NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # all that ast.literal_eval may raise
 
 

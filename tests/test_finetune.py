@@ -26,6 +26,7 @@ from conftest import (
     visible,
 )
 from runs import RUN, assert_same_run, read_log, run_patched, same_state
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,7 +35,7 @@ from classifier.device import compile_blocks
 from classifier.errors import UserError
 from classifier.gpt2 import load_gpt2
 from classifier.settings import ADDED
-from classifier.training.batches import Features, Texts, collate
+from classifier.training.batches import Features, Texts, balanced_weights, collate
 from classifier.training.predict import cached_features, predict
 from classifier.training.start import freeze_all_but_last
 from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, step_and_evaluation, update
@@ -97,6 +98,29 @@ def test_in_bfloat16_weights_are_cast_once_and_the_gradient_is_the_sum_of_its_pa
     assert loss.item() == pytest.approx(total, rel=1e-6)
     for name, parameter in model.named_parameters():
         assert (once[name] - parameter.grad).norm() <= 1e-6 * parameter.grad.norm(), name
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])  # packed as on a CPU, padded as on a GPU
+def test_balanced_classes_weigh_the_mean_of_the_whole_step_however_it_is_cut(is_compiled):
+    torch.manual_seed(0)
+    model, split = GPT(GPTConfig(5, 24, 97, 2, 2, 16)), random_split(60, 40, 97, 5)
+    split.labels[:40] = 3  # most of them
+    weights = balanced_weights(split.labels, 5)
+    expected_weights = compute_class_weight("balanced", classes=np.arange(5), y=split.labels)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-12)
+    indices = np.random.default_rng(0).permutation(60)[:51]
+    labels = torch.from_numpy(split.labels[indices].astype(np.int64))
+    loss = F.cross_entropy(model(padded(split, indices, 24)), labels, torch.from_numpy(expected_weights).float())
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    texts = Texts(split, model, is_compiled)
+    texts.class_weights = weights
+    for token_budget in (24, 100, 10**6):
+        model.zero_grad()
+        cut_loss = accumulate_gradient(model, NO_SCALER, collate(texts, indices, token_budget), torch.float32)
+        cut = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert cut_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert (cut - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("recomputes", [False, True])

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPO, refuse, succeed, visible
-from runs import RUN, assert_same_run
+from runs import RUN, assert_same_run, read_log
 
 from classifier import checkpoint
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
-from classifier.training import predict, run
+from classifier.training import run
 from classifier.training.progress import Progress
 from classifier.training.seeds import ended_run
 
@@ -31,14 +31,14 @@ SCRIPTED = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.65}  # epoch -> dev accuracy, so that i
 def scripted(monkeypatch):
     """Dev accuracies as SCRIPTED says. What is put into `hooks` for an epoch is called before its evaluation."""
     hooks = {}
-    losses = predict.loss_and_accuracy
+    losses = run.loss_and_accuracy
 
     def loss_and_accuracy(logits, labels):
         epoch = sys._getframe(1).f_locals["progress"].epoch
         hooks.get(epoch, lambda: None)()
         return losses(logits, labels)[0], SCRIPTED[epoch]
 
-    monkeypatch.setattr(predict, "loss_and_accuracy", loss_and_accuracy)
+    monkeypatch.setattr(run, "loss_and_accuracy", loss_and_accuracy)
     return hooks
 
 
@@ -139,10 +139,11 @@ def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, 
 
 
 PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 0, "epochs": 9, "max_steps": 0}
+PLAN |= {"block_size": 8, "best_by": "accuracy", "patience": 0}
 
 
 def test_which_evaluation_is_the_best():
-    progress = Progress.planned(SimpleNamespace(**PLAN, block_size=8, eval_interval=3), examples=20)
+    progress = Progress.planned(SimpleNamespace(**PLAN, eval_interval=3), examples=20)
     assert [step for step in range(1, 12) if progress.is_regular(step)] == [3, 5, 8, 10]
     inside, end = {"step": 3, "accuracy": 0.9, "loss": 1.0}, {"step": 5, "accuracy": 0.5, "loss": 1.0}
     assert progress.is_better(inside, end) and not progress.is_better(end, inside)
@@ -154,6 +155,31 @@ def test_which_evaluation_is_the_best():
     assert not any(progress.is_better(*pair) for pair in [(inside, inside), ({}, {}), ({}, end), (end, end)])
     assert not progress.is_better(worse, end) and not progress.is_better(later, end)
     assert progress.is_better(end | {"step": 15, "loss": 0.9}, end)
+    progress.best_by = "macro_f1"
+    assert progress.is_better(worse | {"macro_f1": 0.3}, end | {"macro_f1": 0.2})
+
+
+def test_a_run_without_a_better_evaluation_ends_when_its_patience_does(workspace, scripted):
+    SCRIPTED.update({5: 0.71, 6: 0.7})
+    words = [*RUN, "--epochs=6"]
+    succeed(*words, "--out_dir=whole", cwd=workspace)
+    printed = succeed(*words, "--patience=2", cwd=workspace)
+    assert "patience=2: no better evaluation for so long, so the run ends" in printed and "epoch 4:" in printed
+    assert_true(workspace / "out", epoch=2)
+    before = visible(workspace / "out")
+    assert "is at step 28 of 42 already" in succeed(*words, "--patience=2", "--init_from=resume", cwd=workspace)
+    assert visible(workspace / "out") == before
+    succeed(*words, "--patience=3", "--init_from=resume", cwd=workspace)  # and then epoch 5 is better
+    assert_true(workspace / "out", epoch=5)
+    assert_same_run(workspace / "out", workspace / "whole")
+
+
+def test_the_best_may_be_chosen_by_macro_f1(workspace):
+    succeed(*RUN, "--best_by=macro_f1", "--epochs=3", cwd=workspace)
+    dev = [row for row in read_log(workspace / "out" / "log.csv") if row["split"] == "dev"]
+    best = run_of(workspace / "out")["best"]
+    assert best["macro_f1"] == max(float(row["macro_f1"]) for row in dev)
+    assert f"macro-F1 {best['macro_f1']:.4f}" in succeed("evaluate.py", "--dtype", "float32", cwd=workspace)
 
 
 def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):

@@ -36,6 +36,7 @@ class Texts:
         self.is_packed = self.device.type == "cpu" and not is_compiled
         # what a group more costs is an estimate: the time of one or two tokens at GPT-2's width, more in a narrow model
         self.most_padding = min(2**20 // model.config.n_embd**2, 64)
+        self.class_weights: np.ndarray | None = None  # (K,) of each class in the loss; None: all count the same
 
     def __len__(self) -> int:
         return len(self.split)
@@ -66,6 +67,7 @@ class Features:
     def __init__(self, features: Tensor, labels: np.ndarray, device: torch.device) -> None:
         self.features, self.labels, self.device = features, labels, device
         self.lengths = np.ones(len(features), dtype=np.int64)
+        self.class_weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -84,7 +86,8 @@ class Step(NamedTuple):
 
     indices: np.ndarray  # (n,) the examples of all processes
     micro_batches: list[tuple[Batch | Tensor, Tensor]]  # inputs, and int64 (examples,) labels
-    weight: float  # of each example's loss in the step's mean
+    weight: float  # of each example's loss in the step's mean, beside that of its class
+    class_weights: Tensor | None = None  # float32 (K,)
 
 
 def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) -> Step:
@@ -96,14 +99,22 @@ def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) 
         indices: (n,) the step's examples.
         token_budget: tokens of a micro-batch, padding included where it is computed.
     """
-    mine, weight = distributed.share(indices, examples.lengths), 1 / len(indices)
+    mine, weight, class_weights = distributed.share(indices, examples.lengths), 1 / len(indices), None
+    if examples.class_weights is not None:
+        weight = 1 / float(examples.class_weights[examples.labels[indices]].sum())
+        class_weights = send(examples.class_weights.astype(np.float32), examples.device)
     if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
         mine, weight = indices[:1], 0.0
     micro_batches = [
         (examples.batch(chosen), send(examples.labels[chosen].astype(np.int64), examples.device))
         for chosen in examples.cut(mine, token_budget)
     ]
-    return Step(indices, micro_batches, weight)
+    return Step(indices, micro_batches, weight, class_weights)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return for each class examples / (classes * its examples), as scikit-learn's "balanced" is: float64 (K,)."""
+    return len(labels) / (num_classes * np.maximum(np.bincount(labels, minlength=num_classes), 1))
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:

@@ -47,20 +47,28 @@ class Display:
             print(f"{step}, {examples_per_second:.1f} examples/s, {time_left} left", flush=True)
             self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def show_evaluation(self, loss: float, accuracy: float, is_best: bool) -> None:
+    def show_evaluation(self, figures: dict[str, float], is_best: bool) -> None:
         """Show how good the model is on the dev set."""
         mark = ", the best so far" if is_best else ""
-        tqdm.write(f"epoch {self.progress.epoch:.4g}: dev accuracy {accuracy:.3f}, dev loss {loss:.4f}{mark}")
+        tqdm.write(f"epoch {self.progress.epoch:.4g}: {in_words(figures)}{mark}")
+        if self.progress.is_out_of_patience:
+            tqdm.write(f"patience={self.progress.patience}: no better evaluation for so long, so the run ends")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
 
 
+def in_words(figures: dict[str, float]) -> str:
+    """Return an evaluation's figures on one line."""
+    macro_f1 = f", dev macro-F1 {figures['macro_f1']:.3f}" if "macro_f1" in figures else ""
+    return f"dev accuracy {figures['accuracy']:.3f}, dev loss {figures['loss']:.4f}{macro_f1}"
+
+
 def show_results(progress: Progress, out: Path) -> None:
     """Print what came out of a run in a folder."""
     if best := progress.best:
-        print(f"best: epoch {best['epoch']:.4g}, dev accuracy {best['accuracy']:.3f}, dev loss {best['loss']:.4f}")
+        print(f"best: epoch {best['epoch']:.4g}, {in_words(best)}")
     if progress.skipped:
         print(f"skipped: {progress.skipped} of {progress.step} steps, whose gradient was not finite in float16")
     print(f"wall time {timedelta(seconds=round(progress.seconds))}; the results are in {out}{os.sep}")

@@ -18,6 +18,8 @@ class Progress:
     max_steps: int  # 0: no limit but the epochs
     token_budget: int  # of a micro-batch; halved when memory runs out
     eval_interval: int = 0  # steps between evaluations from an epoch's beginning on; its end is one, too
+    best_by: str = "accuracy"  # or macro_f1
+    patience: int = 0  # evaluations without a better one before the run ends; 0: no limit
     step: int = 0  # steps that have been taken
     evaluated: int = 0  # step of the last evaluation that was regular
     seconds: float = 0.0  # of training, earlier parts of a resumed run included
@@ -29,7 +31,9 @@ class Progress:
         """Return the progress of a run that has yet to take its first step."""
         step_size = settings.batch_size * settings.gradient_accumulation_steps
         token_budget = settings.token_budget or settings.batch_size * settings.block_size
-        return cls(examples, step_size, settings.epochs, settings.max_steps, token_budget, settings.eval_interval)
+        names = ("epochs", "max_steps", "eval_interval", "best_by", "patience")
+        plan = {name: getattr(settings, name) for name in names}
+        return cls(examples=examples, step_size=step_size, token_budget=token_budget, **plan)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,7 +53,14 @@ class Progress:
 
     @property
     def is_done(self) -> bool:
-        return self.step >= self.last_step
+        return self.step >= self.last_step or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        if not self.patience or self.step != self.evaluated:
+            return False
+        since_best = range(self.best.get("step", 0) + 1, self.step + 1)
+        return sum(self.is_regular(step) for step in since_best) >= self.patience
 
     @property
     def evaluation_is_due(self) -> bool:
@@ -64,12 +75,12 @@ class Progress:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.examples + steps * self.step_size
 
-    def evaluation(self, loss: float, accuracy: float) -> dict[str, Any]:
-        """Return what is kept of an evaluation of the weights as they are now."""
-        return {"step": self.step, "epoch": self.epoch, "loss": loss, "accuracy": accuracy}
+    def evaluation(self, figures: dict[str, float]) -> dict[str, Any]:
+        """Return what is kept of an evaluation of the weights as they are now: loss, accuracy, perhaps macro_f1."""
+        return {"step": self.step, "epoch": self.epoch, **figures}
 
     def is_better(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
-        """Return whether one evaluation is better than another, or {}: by accuracy, and then by loss.
+        """Return whether one evaluation is better than another, or {}: by best_by, and then by loss.
 
         Only regular evaluations compete. That at an end by max_steps counts only where there is nothing else, until
         another takes its place.
@@ -78,7 +89,8 @@ class Progress:
             return bool(one)
         if not self.is_regular(other["step"]):
             return one["step"] != other["step"]
-        return self.is_regular(one["step"]) and (one["accuracy"], -one["loss"]) > (other["accuracy"], -other["loss"])
+        rank, other_rank = ((each[self.best_by], -each["loss"]) for each in (one, other))
+        return self.is_regular(one["step"]) and rank > other_rank
 
     def stored(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""

@@ -19,7 +19,9 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from classifier import checkpoint, distributed
@@ -27,6 +29,7 @@ from classifier.errors import UserError, in_words, is_out_of_memory
 from classifier.files import file_sha256, hold, is_held, write_json, written_whole
 from classifier.settings import ARE_LOCAL
 from classifier.training.display import Display, open_trackers, show_results
+from classifier.training.predict import loss_and_accuracy, macro_f1
 from classifier.training.progress import Progress
 from classifier.training.seeds import ended_run
 from classifier.training.start import load_resumable, now, run_facts
@@ -36,7 +39,8 @@ SECONDS_BETWEEN_SAVES = 60
 HOPELESS = 20  # steps skipped one after another, from the first on
 STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 LOG = ["step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "seconds"]
-WHOLE_ROW = re.compile(r"([0-9]+),[0-9.e-]+,(train|dev)(,[^,]*){6}\n")
+LOG += ["macro_f1"]  # where it is asked for
+WHOLE_ROW = re.compile(r"([0-9]+),[0-9.e-]+,(train|dev)(,[^,]*){6,7}\n")  # logs of before had no macro_f1
 
 
 class Run:
@@ -226,18 +230,26 @@ class Run:
         self.stop_if_asked()
         self.row_began_at = time.monotonic()
 
-    def evaluated(self, loss: float, accuracy: float) -> None:
-        """Log an evaluation on the dev set; save if it is the best so far or that is due, and draw the curves."""
+    def evaluated(self, logits: Tensor, labels: np.ndarray) -> None:
+        """Log an evaluation on the dev set; save if it is the best so far or that is due, and draw the curves.
+
+        Args:
+            logits: (examples, K) on the CPU.
+            labels: (examples,) int16.
+        """
         progress = self.progress
-        self._add_row("dev", self.data["examples"]["dev"], loss=loss, accuracy=accuracy)
-        evaluation = progress.evaluation(loss, accuracy)
+        figures = dict(zip(("loss", "accuracy"), loss_and_accuracy(logits, labels), strict=True))
+        if progress.best_by == "macro_f1":
+            figures["macro_f1"] = macro_f1(logits, labels)
+        self._add_row("dev", len(labels), **figures)
+        evaluation = progress.evaluation(figures)
         if is_best := progress.is_better(evaluation, progress.best):
             progress.best = evaluation
         if progress.is_regular(progress.step):
             progress.evaluated = progress.step
         if is_saved := is_best or progress.is_done or self._save_is_due:
             self._save(is_best)
-        self.display.show_evaluation(loss, accuracy, is_best)
+        self.display.show_evaluation(figures, is_best)
         if is_saved and not progress.is_done:  # else at the very end
             self._draw_curves()
         self.row_began_at = time.monotonic()

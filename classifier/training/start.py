@@ -5,6 +5,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ from classifier.data.tokenizer import check_vocabulary, encode_label_words, enco
 from classifier.errors import UserError
 from classifier.gpt2 import HUB_NAMES, TRUNK_ALONE, is_nanogpt, load_gpt2
 from classifier.settings import MAY_CHANGE, differences
+from classifier.training.batches import Features, Texts, balanced_weights
+from classifier.training.predict import cached_features
 from model import GPT, GPTConfig
 
 
@@ -124,6 +127,19 @@ def freeze_all_but_last(model: GPT, blocks: int) -> None:
     frozen = [model.wte, model.wpe, *model.h[: model.config.n_layer - blocks], *([] if blocks else [model.ln_f])]
     for module in frozen:
         module.requires_grad_(False)
+
+
+def net_and_examples(
+    settings: SimpleNamespace, model: GPT, splits: Sequence[Split], dtype: torch.dtype
+) -> tuple[nn.Module, Texts | Features, Texts | Features]:
+    """Return what is trained, and on what: the model on texts, or the head alone on the model's features."""
+    net, (train_set, dev_set) = model, (Texts(split, model, settings.compile) for split in splits)
+    if settings.trainable_blocks == 0:
+        print("features: computed once, since only the head is trained (dropout has no part in it)", flush=True)
+        net, train_set, dev_set = model.head, *(cached_features(model, texts, dtype) for texts in (train_set, dev_set))
+    if settings.class_weights == "balanced":
+        train_set.class_weights = balanced_weights(train_set.labels, model.config.num_classes)
+    return net, train_set, dev_set
 
 
 def describe(settings: SimpleNamespace, model: GPT, train: Split, dev: Split) -> None:

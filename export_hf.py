@@ -15,15 +15,12 @@ python app.py in it shows the page.
 import argparse
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
 
 from classifier import errors
 from classifier.answers.card import model_card
@@ -32,7 +29,7 @@ from classifier.data.tokenizer import END_OF_TEXT, encode_prompt, load_tokenizer
 from classifier.errors import UserError
 from classifier.files import folder_written_whole
 from classifier.gpt2 import to_transformers
-from model import GPT, GPTConfig
+from model import GPTConfig
 
 REPOSITORY = Path(__file__).resolve().parent
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -53,8 +50,10 @@ def main() -> None:
     loaded = load(arguments.ckpt)
     model, saved = loaded.model, loaded.saved
     label_names, leading_space = saved["data"]["label_names"], saved["data"]["leading_space"]
-    divide_logits(model, loaded.temperature)
     prompt = encode_prompt(saved["settings"]["prompt"], model.config.block_size)
+    with torch.no_grad():  # transformers has no place for a temperature
+        model.head.weight /= loaded.temperature
+        model.head.bias /= loaded.temperature
     weights = to_transformers(model)
     header, texts = space_parts() if arguments.space else ({}, {})
     texts |= {
@@ -67,8 +66,8 @@ def main() -> None:
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-        write_weights(folder / "model.safetensors", weights)
-        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner only
+        # transformers wants to be told that the tensors are PyTorch's
+        (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
     print(f"wrote {arguments.out}: {', '.join(sorted({*texts, 'model.safetensors'}))}")
     if loaded.calibration:
         print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
@@ -87,34 +86,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise a UserError, before any work is done, where the folder could not or should not be written."""
-    if out.resolve() == Path.cwd():
-        raise UserError(f"--out {out} is the current folder, which cannot be replaced: name a new one, such as hf")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     ours = FILES | {"app.py", "classifier", "requirements.txt"}
     if others := sorted(found - ours):
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise UserError(f"--out {out} holds other things ({', '.join(others[:3])}{more}): name a new folder")
+        raise UserError(f"--out {out} holds other things ({', '.join(others[:3])}): name a new folder")
     if found and not overwrite:
         raise UserError(f"{out} holds a model already: name another folder, or add --overwrite to replace it")
-
-
-@torch.no_grad()
-def divide_logits(model: GPT, temperature: float) -> None:
-    """Put a temperature into a model's head: transformers has no place for it."""
-    model.head.weight /= temperature
-    model.head.bias /= temperature
-
-
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write tensors in the safetensors format.
-
-    Raises:
-        OSError: a full disk, most likely.
-    """
-    try:
-        save_file(weights, path, metadata={"format": "pt"})  # transformers wants to be told that it is PyTorch's
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
 
 
 def space_parts() -> tuple[dict[str, str], dict[str, str]]:

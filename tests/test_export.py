@@ -3,21 +3,18 @@
 import json
 import os
 import re
-import shlex
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BLOCK_SIZE, REPO, make_split, random_model, refuse, save, succeed, transformers_model
+from conftest import BLOCK_SIZE, make_split, random_model, refuse, save, succeed, transformers_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-import evaluate
 import export_hf
 from classifier.answers import models as answers
 from classifier.data.dataset import load_meta, load_split
@@ -30,6 +27,7 @@ from classifier.training.predict import loss_and_accuracy, predict
 from model import GPT, Batch, GPTConfig
 
 NAMES = ["very bad", "bad", "so-so", "good", "very good"]
+EXPORT = ["--ckpt=best.pt", "--out=hf"]
 ENCODING = load_tokenizer()
 ODD_TEXTS = [
     "A lovely film.",
@@ -99,7 +97,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     meta, model = load_meta(folder), random_model(2)
     data = {"label_names": meta["label_names"], "leading_space": meta["splits"]["train"]["leading_space"]}
     save(tmp_path / "best.pt", model, data)
-    printed = succeed("export_hf.py", "--ckpt", "best.pt", "--out", "hf", cwd=tmp_path)
+    printed = succeed("export_hf.py", *EXPORT, cwd=tmp_path)
     assert 'pipeline("text-classification", "hf", truncation=True)' in printed
     split = load_split(folder, "dev")
     assert (np.diff(split.offsets) > BLOCK_SIZE).sum() > 10  # some are cut
@@ -118,8 +116,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp
 
 
 @pytest.mark.parametrize(
-    "leading_space, prompt",
-    [(True, ""), (False, " It was"), (True, "\n\nOverall, the film was 👍 <|endoftext|> or")],
+    "leading_space, prompt", [(False, " It was"), (True, "\n\nOverall, the film was 👍 <|endoftext|> or")]
 )
 def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkeypatch, leading_space, prompt):
     model, ending = random_model(), ENCODING.encode_ordinary(prompt)
@@ -130,7 +127,7 @@ def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkey
     seen = []
     stub = lambda model, texts, *_: seen.append(texts.split) or torch.zeros(len(texts), 5)  # noqa: E731
     monkeypatch.setattr(answers, "predict", stub)
-    evaluate.classify_lines([answers.load(str(tmp_path / "best.pt"))], iter(ODD_TEXTS), torch.float32)
+    answers.log_probabilities([answers.load(str(tmp_path / "best.pt"))], ODD_TEXTS)
     monkeypatch.undo()
     assert [seen[0].sequence(i, BLOCK_SIZE).tolist() for i in range(len(ODD_TEXTS))] == sequences
     tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)
@@ -170,7 +167,7 @@ def test_a_long_text_without_truncation_is_an_error_and_not_something_else(tmp_p
 # the head's bias
 
 
-@pytest.mark.parametrize("scale", [0, 1, 30])
+@pytest.mark.parametrize("scale", [0, 30])
 def test_a_large_bias_changes_no_logit(tmp_path, scale):
     from transformers import GPT2ForSequenceClassification
 
@@ -218,26 +215,17 @@ def test_an_exported_folder_loads_back_with_the_same_logits(tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "hf/model.safetensors").read_bytes()
 
 
-TRAIN = ["finetune.py", "--data_dir=data/sample", f"--block_size={BLOCK_SIZE}", "--max_steps=1", "--dtype=float32",
-         "--gradient_accumulation_steps=1", "--learning_rate=1e-12"]  # fmt: skip
-
-
-def test_finetune_starts_from_an_exported_folder_and_minds_its_classes(workspace):
+def test_finetune_starts_from_an_exported_folder(workspace):
     model = random_model(2)
-    names = {"label_names": ["negative", "positive"]}
-    exported(workspace, model, names)
+    exported(workspace, model, {"label_names": ["negative", "positive"]})
     split = load_split(workspace / "data" / "sample", "dev")
     loss, accuracy = loss_and_accuracy(predict(model, Texts(split, model), torch.float32), split.labels)
-    printed = succeed(*TRAIN, "--init_from=hf", "--out_dir=out", cwd=workspace)
+    printed = succeed("finetune.py", "--data_dir=data/sample", f"--block_size={BLOCK_SIZE}", "--max_steps=1",
+                      "--dtype=float32", "--learning_rate=1e-12", "--init_from=hf", cwd=workspace)  # fmt: skip
     assert f"dev accuracy {accuracy:.3f}, dev loss {loss:.4f}" in printed and "note: the head" not in printed
     export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
     card = (workspace / "hf2" / "README.md").read_text()
     assert "A GPT-2 from a folder" in card and f"Accuracy **{accuracy:.3f}**" in card
-    names["label_names"].reverse()
-    export("--ckpt", save(workspace / "best.pt", model, names), "--out", workspace / "hf", "--overwrite")
-    message = refuse(*TRAIN, "--init_from=hf", "--out_dir=out2", cwd=workspace)
-    assert "the head in hf has the classes in the order positive, negative" in message
-    assert not (workspace / "out2").exists()
 
 
 def load(folder: Path, *label_names: str) -> GPT:
@@ -260,12 +248,11 @@ def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, caps
     for label_names in ("ba", "abced"):  # as the messages say
         model = load_gpt2(str(tmp_path / "hf"), len(label_names), label_names=list(label_names), new_head=True)
         assert torch.equal(model.wte.weight, theirs.transformer.wte.weight)
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    for id2label in ({str(number): f"LABEL_{number}" for number in range(5)}, None, ["a"]):  # they say nothing
-        (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"id2label": id2label}))
-        capsys.readouterr()
-        load(tmp_path / "hf", *"edcba")
-        assert not capsys.readouterr().out
+    theirs.config.id2label = {number: f"LABEL_{number}" for number in range(5)}  # they say nothing
+    theirs.save_pretrained(tmp_path / "hf")
+    capsys.readouterr()
+    load(tmp_path / "hf", *"edcba")
+    assert not capsys.readouterr().out
 
 
 # -----------------------------------------------------------------------------
@@ -276,33 +263,26 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_nothing_is_overwritten(tmp_path, monkeypatch):
+def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
-    ckpt = save(tmp_path / "out" / "best.pt", random_model())
-    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "out" / "best.pt", random_model())
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
-    words = ["export_hf.py", "--ckpt", ckpt, "--overwrite", "--out"]
+    words = ["export_hf.py", "--ckpt=out/best.pt", "--out"]
     for out, message in [
         ("file", "file: Not a directory"),
         ("out", "out holds other things (best.pt): name a new folder"),
-        (".", "is the current folder"),
-        ("/", "/ holds other things ("),
         ("nowhere/hf", "cannot write nowhere/hf: No such file or directory"),
     ]:
-        assert message in refuse(*words, out, cwd=tmp_path)
+        assert message in refuse(*words, out, "--overwrite", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
-    export("--ckpt", ckpt, "--out", "empty")
+    succeed(*words, "empty", cwd=tmp_path)
     before = content(tmp_path / "empty")
     assert set(before) == export_hf.FILES
     assert {path.stat().st_mode for path in (tmp_path / "empty").iterdir()} == {(tmp_path / "file").stat().st_mode}
-    with pytest.raises(UserError, match="empty holds a model already: name another folder, or add --overwrite"):
-        export("--ckpt", ckpt, "--out", "empty")
+    message = refuse(*words, "empty", cwd=tmp_path)
+    assert "empty holds a model already: name another folder, or add --overwrite" in message
     assert content(tmp_path / "empty") == before
-    (tmp_path / "empty" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other things \(notes.txt\)"):
-        export("--ckpt", ckpt, "--out", "empty", "--overwrite")
-    (tmp_path / "empty" / "notes.txt").unlink()
 
 
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
@@ -319,36 +299,13 @@ def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     before = content(exported(tmp_path, random_model()))
     save(tmp_path / "best.pt", random_model(n_embd=48))
-    # no file may grow beyond 7 MB, which the weights do: the write fails as it does on a full disk
-    words = [sys.executable, str(REPO / "export_hf.py"), "--ckpt=best.pt", "--out=hf", "--overwrite"]
-    script = f"ulimit -f 7000; trap '' XFSZ; exec {shlex.join(words)}"
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and re.fullmatch(r"error: cannot write hf: .*File too large.*\n", done.stderr), done
-    assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
-
-
-@pytest.mark.parametrize("calls", range(2))
-def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, calls):
-    before = content(exported(tmp_path, random_model()))
-    save(tmp_path / "best.pt", random_model(3))
-    rename, count = Path.rename, iter(range(10))
-
-    def failing(self, target):
-        if next(count) == calls:
-            raise PermissionError(13, "Permission denied")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="cannot write .*hf: Permission denied"):
-        export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf", "--overwrite")
-    assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
-
-
-def test_what_a_process_leaves_that_is_killed_between_its_two_renames_is_forgotten(tmp_path):
-    before = content(exported(tmp_path, random_model()))
-    (tmp_path / "hf").rename(tmp_path / ".hf.old")
-    (tmp_path / ".hf.tmp").mkdir()
-    export("--ckpt", tmp_path / "best.pt", "--out", tmp_path / "hf")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7_000_000, hard))  # the weights are larger: as on a full disk
+    try:
+        message = refuse("export_hf.py", *EXPORT, "--overwrite", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot write hf: File too large" in message
     assert content(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
@@ -370,6 +327,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 # the model card
 
 
+TRANSFORMERS = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+
+
 def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict, str]:  # noqa: B006
     text = (exported(folder, model, data, **parts) / "README.md").read_text(encoding="utf-8")
     _, header, body = text.split("---\n", 2)
@@ -377,29 +337,21 @@ def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict
 
 
 def test_the_card_tells_what_is_known(tmp_path):
-    settings = {
-        "init_from": "gpt2",
-        "learning_rate": 5e-05,
-        "n_layer": 4,
-        "data_dir": "/my/secret",
-        "prompt": " It was",
-    }
+    settings = {"init_from": "gpt2", "learning_rate": 5e-05, "n_layer": 4, "data_dir": "/my/secret"}
     run = {
         "settings": settings,
         "git": {"commit": "1a2b3c", "dirty": True},
-        "versions": {"torch": "2.13.0", "numpy": "2.0.0"},
         "command": ["/my/secret/finetune.py"],
         "device": "cpu (no GPU)",
     }
     data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
-    header, body = card(tmp_path, random_model(), data, run=run, settings=settings | {"init_from": "resume"})
-    expected = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-    assert header == expected | {"base_model": "openai-community/gpt2", "license": "mit"}
+    resumed = settings | {"init_from": "resume", "prompt": " It was"}
+    header, body = card(tmp_path, random_model(), data, run=run, settings=resumed)
+    assert header == TRANSFORMERS | {"base_model": "openai-community/gpt2", "license": "mit"}
     low, high = binomtest(825, 1100).proportion_ci(method="wilson")
     assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) and loss 0.5000" in body
-    for line in ["| 4 | very good |", "| learning\\_rate | 5e-05 |", "| git | commit 1a2b3c, dirty True |",
-                 "| versions | torch 2.13.0, numpy 2.0.0 |", "| device | cpu (no GPU) |"]:  # fmt: skip
-        assert line in body.splitlines()
+    rows = {"| 4 | very good |", "| learning\\_rate | 5e-05 |", "| git | commit 1a2b3c, dirty True |"}
+    assert rows | {"| device | cpu (no GPU) |"} <= set(body.splitlines())
     assert "may have 22 tokens" in body and "The prompt ' It was' ends every text" in body
     assert "parameters in 2 blocks of width 32, fine" in body and "n\\_layer" not in body  # n_layer is for scratch only
     assert "secret" not in body
@@ -415,10 +367,10 @@ def test_the_card_tells_what_is_known(tmp_path):
 def test_content_cannot_break_the_card(tmp_path):
     evil = "| x\n---\nlicense: other\n# <b>*`_[a](b)~\u202e"
     names = ["a|b", "<script>", "`", "[x](http://x)", "---"]
-    run = {"git": evil, "versions": [evil], "settings": {evil: evil, "prompt": 1, "init_from": ["gpt2"]}, "device": {}}
+    run = {"git": evil, "settings": {"learning_rate": evil}}
     data = {"task": evil, "label_names": names}
     header, body = card(tmp_path, random_model(), data, run=run, settings={"prompt": evil[:12]})
-    assert header == {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    assert header == TRANSFORMERS
     text_outside_code = re.sub(r"```.*?```|`[^`\n]+`", "", body.replace(r"\`", ""), flags=re.DOTALL)
     assert not re.search(r"(?<!\\)[<>\[\]]", text_outside_code) and "\u202e" not in body
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith("|")} == {3}

@@ -60,7 +60,7 @@ def model_card(loaded: Loaded, prompt_length: int, space: dict[str, str]) -> str
     """
     config, saved = loaded.model.config, loaded.saved
     data, run = saved["data"], saved["run"]
-    settings = run.get("settings") or saved["settings"]  # a resumed run's first
+    settings = run["settings"]  # of a resumed run: those that it began with
     init_from = str(settings.get("init_from"))
     hub_name = HUB_NAMES.get(init_from)
     header = {"library_name": "transformers", "pipeline_tag": "text-classification", "base_model": hub_name}
@@ -68,7 +68,7 @@ def model_card(loaded: Loaded, prompt_length: int, space: dict[str, str]) -> str
     other = "with random initial weights" if init_from == "scratch" else "from a folder, a file or the hub"
     left_out = MAY_CHANGE - {"epochs"} | {"n_layer", "n_head", "n_embd"}  # the model's own shape stands above
     training = {name: repr(value) for name, value in settings.items() if name not in left_out}
-    training |= {name: in_words(run.get(name)) for name in ("started", "git", "versions", "device", "dtype")}
+    training |= {name: in_words(run[name]) for name in ("started", "git", "versions", "device", "dtype") if name in run}
     return CARD.format(
         header=ModelCardData(**header, license=license_name, **space).to_yaml(),
         task=plain(data["task"]),
@@ -106,9 +106,7 @@ def table(first: str, second: str, rows: dict[Any, Any]) -> str:
 
 def in_words(fact: Any) -> str:
     """Return a run's fact on one line."""
-    if isinstance(fact, dict):
-        return ", ".join(f"{key} {part}" for key, part in fact.items())
-    return "not recorded" if fact is None else str(fact)
+    return ", ".join(f"{key} {part}" for key, part in fact.items()) if isinstance(fact, dict) else str(fact)
 
 
 def plain(value: Any) -> str:

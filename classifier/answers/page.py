@@ -84,41 +84,29 @@ def answer(
 ) -> Iterator[tuple[gr.Label, str, gr.HighlightedText, gr.Textbox]]:
     """Give the probabilities as soon as they are there, and again with the words; or a note on what is wrong."""
     text = " ".join(text.splitlines())  # as in training: a text is a line
-    no_words = gr.HighlightedText(visible=False), gr.Textbox(visible=False)
-    if problem := trouble(text):
+    count, no_words = len(text.split()), (gr.HighlightedText(visible=False), gr.Textbox(visible=False))
+    if not count:
+        yield gr.Label(visible=False), "There is no text to classify: type one.", *no_words
+        return
+    if len(text) > MAX_CHARACTERS:
+        problem = f"This text is too long: {len(text):,} characters, and the page takes {MAX_CHARACTERS:,}."
         yield gr.Label(visible=False), problem, *no_words
         return
     shares = log_probabilities([text])[0].exp().tolist()
     bars = dict(zip(label_names, shares, strict=True))
     found = gr.Label(bars, label=f"Probabilities, the largest {max(shares):.3f}", visible=True)
-    problem = trouble_with_words(text)
-    yield found, problem or "The words are being weighed ...", *no_words
-    if not problem:
+    if count == 1:
+        yield found, "A single word cannot be left out: no text would remain.", *no_words
+    elif count > MAX_WORDS:
+        yield found, f"The words of a text are weighed up to {MAX_WORDS} words; this one has more.", *no_words
+    else:
+        yield found, "The words are being weighed ...", *no_words
         _, words, contributions = explain(text, log_probabilities)
         tints = [0.6 * share for share in shades(contributions)]  # in full colour they would be hard to read
         largest = sorted(zip(contributions, words, strict=True), key=lambda pair: -abs(pair[0]))
         numbers = "\n".join(f"{contribution:+.3f}  {word}" for contribution, word in largest)
         tinted = list(zip(words, tints, strict=True))
         yield found, "", gr.HighlightedText(tinted, visible=True), gr.Textbox(numbers, visible=True)
-
-
-def trouble(text: str) -> str:
-    """Return why a text cannot be classified, or nothing."""
-    if not text.strip():
-        return "There is no text to classify: type one."
-    if len(text) > MAX_CHARACTERS:
-        return f"This text is too long: {len(text):,} characters, and the page takes {MAX_CHARACTERS:,}."
-    return ""
-
-
-def trouble_with_words(text: str) -> str:
-    """Return why a text's words cannot be weighed, or nothing."""
-    count = len(text.split())
-    if count == 1:
-        return "A single word cannot be left out: no text would remain."
-    if count > MAX_WORDS:
-        return f"The words of a text are weighed up to {MAX_WORDS:,} words; this one has more."
-    return ""
 
 
 def show(page: gr.Blocks, **where: Any) -> None:
@@ -131,18 +119,13 @@ def show(page: gr.Blocks, **where: Any) -> None:
 
 def show_exported(folder: Path) -> None:
     """Show the model in a folder that export_hf.py has written, as transformers computes it: for a Space's app.py."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # here: our own page does without
+    from transformers import pipeline  # here: our own page does without
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    classify = pipeline("text-classification", str(folder), truncation=True, top_k=None, batch_size=16)
+    names = list(classify.model.config.id2label.values())
 
-    @torch.no_grad()
     def log_probabilities(texts: list[str]) -> Tensor:
-        parts = []
-        for start in range(0, len(texts), 16):
-            batch = tokenizer(texts[start : start + 16], truncation=True, padding=True, return_tensors="pt")
-            parts.append(model(**batch).logits.log_softmax(-1))
-        return torch.cat(parts)
+        rows = [{found["label"]: found["score"] for found in row} for row in classify(texts)]
+        return torch.tensor([[row[name] for name in names] for row in rows]).log()
 
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     show(build("Text classifier", names, log_probabilities, [], []))

@@ -12,22 +12,17 @@ import argparse
 import socket
 from functools import partial
 
-import torch
-
 from classifier import errors
 from classifier.answers.models import (
     Loaded,
-    check_same_classes,
-    check_same_data,
-    check_same_task,
-    load,
+    load_all,
     log_probabilities,
     predict_all,
+    prepared_folder,
     surest_mistakes,
     text_of,
 )
-from classifier.data.dataset import Split, load_meta, load_split
-from classifier.device import choose_device, choose_dtype, tune
+from classifier.data.dataset import Split, load_split
 from classifier.errors import UserError
 
 EXAMPLES, MISTAKES = 5, 20
@@ -37,21 +32,13 @@ def main() -> None:
     arguments = parse_arguments()
     from classifier.answers import page  # here: it needs Gradio, and to say what options there are does not
 
-    models = [load(path) for path in arguments.ckpt]
-    check_same_classes(models)
-    device, device_reason = choose_device("auto")
-    dtype, dtype_reason = choose_dtype("auto", device)
-    tune(device, dtype)
-    print(f"device {device} ({device_reason})\ndtype {str(dtype).removeprefix('torch.')} ({dtype_reason})")
-    for loaded in models:
-        loaded.model.to(device)
-    data = models[0].saved["data"]
+    models, machine = load_all(arguments.ckpt)
+    print(machine)
     dev = dev_split(models, arguments.data_dir)
     examples = [text_of(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
-    mistakes = find_mistakes(models, dev, dtype) if dev else []
-    answers = partial(log_probabilities, models, dtype)
-    title = f"{data['task']}: {' + '.join(arguments.ckpt)}"
-    built = page.build(title, data["label_names"], answers, examples, mistakes)
+    mistakes = find_mistakes(models, dev) if dev else []
+    title = f"{models[0].saved['data']['task']}: {' + '.join(arguments.ckpt)}"
+    built = page.build(title, models[0].label_names, partial(log_probabilities, models), examples, mistakes)
     page.show(built, server_name=arguments.host, server_port=arguments.port)
 
 
@@ -63,14 +50,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)")
     add("--port", type=int, default=7860, help="default: %(default)s")
     arguments = parser.parse_args()
-    if not 0 < arguments.port < 65536:
-        raise UserError(f"--port must be from 1 to 65535, not {arguments.port}")
     try:
         socket.create_server((arguments.host, arguments.port)).close()  # before a model is loaded
-    except OSError as error:
-        reason, _, _ = error.strerror.partition(" (while")  # then Python names the address once more
-        where = f"{arguments.host}, port {arguments.port}"
-        raise UserError(f"cannot listen on {where} ({reason}): name another --port or --host") from None
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{error}: name another --port or --host") from None
     return arguments
 
 
@@ -80,23 +63,18 @@ def dev_split(models: list[Loaded], data_dir: str | None) -> Split | None:
     Raises:
         UserError: data_dir, the folder that was asked for, does not fit the models.
     """
-    folder = data_dir or models[0].saved["data"]["folder"]
     try:
-        meta = load_meta(folder)
-        for loaded in models:
-            check_same_task(loaded, folder, meta)
-            check_same_data(loaded, folder, meta, ["dev"], data_dir is not None)
-        return load_split(folder, "dev", meta)
+        return load_split(prepared_folder(models, data_dir, ["dev"]), "dev")
     except UserError as error:
         if data_dir is not None:
             raise
-        print(errors.printable(f"note: a page without examples and mistakes: {error}"))
+        print(f"note: a page without examples and mistakes: {error}")
         return None
 
 
-def find_mistakes(models: list[Loaded], dev: Split, dtype: torch.dtype) -> list[tuple[str, str]]:
+def find_mistakes(models: list[Loaded], dev: Split) -> list[tuple[str, str]]:
     """Return the mistakes on the dev set that the models were surest of: what is to be said of each, and its text."""
-    logits, names = predict_all(models, dev, dtype), models[0].saved["data"]["label_names"]
+    logits, names = predict_all(models, dev), models[0].label_names
     probabilities, predictions = logits.softmax(-1).max(-1)
     found = []
     for i in surest_mistakes(logits, dev.labels)[:MISTAKES].tolist():

@@ -11,17 +11,15 @@ chosen on the dev set itself, the last one was not. A gain's interval is from
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.answers.models import check_same_task, load, predict_one
+from classifier.answers.models import load_all, predict_one
 from classifier.answers.significance import mean_difference, paired_difference
 from classifier.data.dataset import load_meta, load_split, training_files
-from classifier.device import choose_device, choose_dtype
 from classifier.errors import UserError
 from classifier.training.predict import average
 from classifier.training.seeds import ended_run
@@ -45,10 +43,8 @@ def main() -> None:
     parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the first job's)")
     arguments = parser.parse_args()
     folders = [seed_folders(Path(job)) for job in arguments.jobs]
-    data_dir = arguments.data_dir or load(folders[0][0] / "best.pt").saved["data"]["folder"]
-    device, _ = choose_device("auto")
-    meta = load_meta(data_dir)
-    jobs = [answers(runs, data_dir, meta, device) for runs in folders]
+    data_dir = arguments.data_dir or ended_run(folders[0][0])["data"]["folder"]
+    jobs = [answers(runs, data_dir) for runs in folders]
     print(HEADER)
     for name, job in zip(arguments.jobs, jobs, strict=True):
         print(row(name, job, jobs[0]))
@@ -64,22 +60,20 @@ def seed_folders(job: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def answers(folders: list[Path], data_dir: str, meta: dict[str, Any], device: torch.device) -> Job:
+def answers(folders: list[Path], data_dir: str) -> Job:
     """Return what the runs in these folders have right on data_dir's dev set, which must be that of their record.
 
     Each computes in the format of numbers that it was trained in, so that its accuracies are those of its record.
     """
-    dev = load_split(data_dir, "dev", meta)
+    dev, dev_files = load_split(data_dir, "dev"), training_files(load_meta(data_dir))["dev"]
     logits = {"best.pt": [], "last.pt": []}
     for folder in folders:
+        run = ended_run(folder)
+        if run["data"]["files"]["dev"] != dev_files:
+            raise UserError(f"{folder} was evaluated on another dev set than {data_dir}'s")
         for name, found in logits.items():
-            loaded = load(folder / name)
-            check_same_task(loaded, data_dir, meta)
-            if loaded.saved["data"]["files"].get("dev") != training_files(meta)["dev"]:
-                raise UserError(f"{folder / name} was evaluated on another dev set than {data_dir}'s")
-            loaded.model.to(device)
-            dtype, _ = choose_dtype(loaded.saved["settings"]["dtype"], device)
-            found.append(predict_one(loaded, dev, dtype))
+            [loaded], _ = load_all([str(folder / name)], dtype=run["dtype"])
+            found.append(predict_one(loaded, dev))
     best, last = (np.stack([each.argmax(-1).numpy() == dev.labels for each in found]) for found in logits.values())
     return Job(best, last, average(logits["best.pt"]).argmax(-1).numpy() == dev.labels)
 

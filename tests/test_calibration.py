@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import shutil
 
 import numpy as np
@@ -77,12 +76,10 @@ def test_no_prediction_changes_where_logits_are_next_to_each_other():
 
 
 def test_what_no_temperature_fits_is_refused():
-    logits, labels = drawn(1.0)
+    logits, _ = drawn(1.0)
     for wrong in (logits.argmax(-1), logits.argmin(-1)):
         with pytest.raises(UserError, match="no temperature from 0.01 to 100 fits these 3,000 examples best"):
             calibrate(logits, wrong.numpy())
-    with pytest.raises(UserError, match="9 labelled examples are too few"):
-        calibrate(logits[:9], labels[:9])
 
 
 # -----------------------------------------------------------------------------
@@ -162,14 +159,12 @@ def test_of_an_ensemble_each_has_its_own(place):
 
 def test_a_temperature_is_neither_replaced_nor_used_unasked(place, capsys):
     succeed(*EVALUATE, "--calibrate", cwd=place)
-    before = {path: path.read_bytes() for path in place.glob("best.*")}
+    before = (place / "best.temperature.json").read_bytes()
     assert "best.temperature.json exists already" in refuse(*EVALUATE, "--calibrate", cwd=place)
-    assert "does nothing else" in refuse(*EVALUATE, "--calibrate", "--errors=3", "--overwrite", cwd=place)
-    assert "does nothing else" in refuse(*EVALUATE, "--calibrate", "--split=train", "--overwrite", cwd=place)
-    assert "for a prepared split only" in refuse(*EVALUATE, "--calibrate", "--text=x", "--overwrite", cwd=place)
-    assert {path: path.read_bytes() for path in place.glob("best.*")} == before
+    for other in ("--errors=3", "--split=train"):
+        assert "does nothing else" in refuse(*EVALUATE, "--calibrate", other, "--overwrite", cwd=place)
     succeed(*EVALUATE, "--calibrate", "--overwrite", cwd=place)
-    assert {path: path.read_bytes() for path in place.glob("best.*")} == before  # fitted to the same bits
+    assert (place / "best.temperature.json").read_bytes() == before  # fitted to the same bits
     content = torch.load(place / "best.pt", weights_only=True)
     torch.save(content | {"model": content["model"] | {"head.bias": torch.ones(2)}}, place / "best.pt")
     assert answers.load(str(place / "best.pt")).temperature == 1
@@ -177,14 +172,7 @@ def test_a_temperature_is_neither_replaced_nor_used_unasked(place, capsys):
 
 
 def test_a_broken_file_is_refused(place):
-    whole = {"checkpoint_sha256": "", "temperature": 2.0}
-    for content in (
-        "",
-        "[]",
-        '{"temperature": 1.5}',
-        *(whole | {"temperature": t} for t in (0.0, math.nan, 1e9, "1.0")),
-    ):
-        (place / "best.temperature.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        with pytest.raises(UserError, match="best.temperature.json is damaged or of another program: remove it"):
-            answers.load(str(place / "best.pt"))
-    assert "best.temperature.json" in refuse(*EVALUATE, cwd=place)
+    for content in ("", "[]", '{"temperature": 1.5}'):
+        (place / "best.temperature.json").write_text(content)
+        message = refuse(*EVALUATE, cwd=place)
+        assert "best.temperature.json is damaged or of another program: remove it" in message

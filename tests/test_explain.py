@@ -1,15 +1,11 @@
 """evaluate.py --explain: each figure is the difference of two probabilities that evaluate.py gives one by one."""
 
-import os
-import pty
 import re
-import subprocess
-import sys
-from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
-from conftest import REPO, random_model, refuse, save, succeed
+from conftest import random_model, refuse, save, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,10 +59,10 @@ def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(fol
 
     def together(texts):
         calls.append(texts)
-        return answers.log_probabilities(models, torch.float32, texts)
+        return answers.log_probabilities(models, texts)
 
     def alone(text):  # the mean of the models' probabilities
-        parts = [answers.predict_one(each, answers.text_split([text], each), torch.float32)[0] for each in models]
+        parts = [answers.predict_one(each, answers.text_split([text], each))[0] for each in models]
         return torch.stack(parts).double().softmax(-1).mean(0).log()
 
     found = explain(TEXT, together)
@@ -91,52 +87,33 @@ def test_the_command_prints_signed_numbers_where_there_is_no_colour(folder):
     found = re.findall(r"(\S+) \(([+-]\d+\.\d\d)\)", " ".join(numbers))
     assert [word for word, _ in found] == TEXT.split() and all(len(line) <= 80 for line in numbers)
     model = answers.load(str(folder / "one.pt"))
-    expected = explain(TEXT, lambda texts: answers.log_probabilities([model], torch.float32, texts)).contributions
+    expected = explain(TEXT, partial(answers.log_probabilities, [model])).contributions
     assert [float(number) for _, number in found] == pytest.approx(expected, abs=0.0051)
     assert "--explain needs a text" in refuse("evaluate.py", "--explain", cwd=folder)
 
 
-def test_a_terminal_gets_colours(folder):
-    words = ["evaluate.py", "--ckpt", "one.pt", "--text", TEXT, "--explain"]
-    theirs, ours = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(REPO / words[0]), *words[1:]],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"},
-        stdin=subprocess.DEVNULL,
-        stdout=ours,
-        stderr=subprocess.PIPE,
-    )
-    os.close(ours)
-    printed = b""
-    with suppress(OSError):  # where a terminal ends
-        while part := os.read(theirs, 4096):
-            printed += part
-    _, problems = process.communicate()
-    os.close(theirs)
-    assert process.returncode == 0, problems
-    _, _, legend, *text = printed.decode().replace("\r\n", "\n").splitlines()
-    assert "\x1b[30;48;5;" in legend and "\x1b[30;48;5;" in "".join(text)
-    assert [word for line in text for word in re.sub(r"\x1b\[[\d;]*m", "", line).split()] == TEXT.split()
-
-
 @pytest.mark.parametrize("value, is_coloured", [(None, True), ("", True), ("1", False)])
-def test_no_color_is_heeded(monkeypatch, capsys, value, is_coloured):
+def test_a_terminal_gets_colours_unless_it_wants_none(monkeypatch, capsys, value, is_coloured):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     if value is not None:
         monkeypatch.setenv("NO_COLOR", value)
-    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a", "b"], [0.1, -1.0]), ["no", "yes"])
-    assert ("\x1b" in capsys.readouterr().out) == is_coloured
+    words = [f"word{number}" for number in range(20)] + ["x" * 100]
+    contributions = [0.1] * 20 + [-1.0]
+    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), words, contributions), ["no", "yes"])
+    legend, *text = capsys.readouterr().out.splitlines()
+    assert all(("\x1b[30;48;5;" in line) == is_coloured for line in (legend, text[-1]))
+    if is_coloured:
+        plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in (legend, *text)]
+        assert plain[0] == f"  for yes, against it; strongest: {words[-1]} (-1.00)"
+        assert [word for line in plain[1:] for word in line.split()] == words
+        assert all(len(line) <= 80 for line in plain[1:-1])  # colours not counted
 
 
-def test_colours_grow_with_the_contribution_and_lines_are_measured_without_them(capsys):
+def test_colours_grow_with_the_contribution(capsys):
     assert shades([0.5, -1.0, 0.1]) == [0.5, -1.0, 0.1] and shades([0.0]) == [0.0] and shades([]) == []
     assert [report.coloured("x", shade) for shade in (0.1, -0.1, 0.0)] == ["x"] * 3
     assert [report.coloured("x", shade)[10:13] for shade in (0.2, 0.5, 1.0)] == ["153", "117", "75m"]
     assert [report.coloured("x", shade)[10:13] for shade in (-0.2, -0.6, -1.0)] == ["223", "216", "208"]
-    report.print_wrapped([report.coloured("word", 1)] * 40 + ["x" * 100])
-    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
-    assert [len(line) for line in plain] == [2 + 15 * 5 - 1] * 2 + [2 + 10 * 5 - 1, 102]
-    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.001, -0.001]), ["no", "yes"])
-    assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.00) b (+0.00)"
+    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.11, -0.2]), ["no", "yes"])
+    assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.11) b (-0.20)"

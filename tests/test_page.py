@@ -14,16 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import REPO, random_model, refuse, save, succeed
 
 import app
-import export_hf
 from classifier.answers import models as answers
 from classifier.answers.explain import Explanation, explain
 from classifier.data.dataset import load_meta, load_split, training_files
-from classifier.device import choose_dtype
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-app.txt")
 NAMES = ["negative", "positive"]
@@ -147,9 +144,12 @@ def read_words(browser) -> list[tuple[str, float]]:
     return found
 
 
-def expected(place: Path, text: str, *names: str, dtype: torch.dtype) -> Explanation:
-    models = [answers.load(str(place / f"{name}.pt")) for name in names]
-    return explain(text, partial(answers.log_probabilities, models, dtype))
+def load(place: Path, *names: str, dtype: str = "auto") -> list[answers.Loaded]:
+    return answers.load_all([str(place / f"{name}.pt") for name in names], "cpu", dtype)[0]
+
+
+def expected(text: str, models: list[answers.Loaded]) -> Explanation:
+    return explain(text, partial(answers.log_probabilities, models))
 
 
 def assert_shown(browser, text: str, found: Explanation) -> None:
@@ -170,13 +170,12 @@ def assert_shown(browser, text: str, found: Explanation) -> None:
 
 
 def test_the_page_shows_what_evaluate_says(place, pages, browser):
-    dtype, _ = choose_dtype("auto", torch.device("cpu"))
     open_page(browser, pages["app"], TEXT, ENTER)
-    assert_shown(browser, TEXT, expected(place, TEXT, "one", "two", dtype=dtype))
+    assert_shown(browser, TEXT, expected(TEXT, load(place, "one", "two")))
     assert not browser.find_elements("css selector", "#words img, #words b")
     # without mistakes, and by transformers in an exported folder
     open_page(browser, pages["space"], TEXT, ENTER)
-    assert_shown(browser, TEXT, expected(place, TEXT, "one", dtype=torch.float32))
+    assert_shown(browser, TEXT, expected(TEXT, load(place, "one", dtype="float32")))
     assert not [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
 
 
@@ -185,10 +184,8 @@ def test_a_mistake_opens_with_a_click_or_the_keyboard_alone(place, pages, browse
     def press(element) -> None:
         element.send_keys(ENTER) if with_keys else element.click()
 
-    dtype, _ = choose_dtype("auto", torch.device("cpu"))
-    models = [answers.load(str(place / f"{name}.pt")) for name in ("one", "two")]
-    dev = load_split(place / "data" / "sample", "dev")
-    surest = answers.surest_mistakes(answers.predict_all(models, dev, dtype), dev.labels)
+    models, dev = load(place, "one", "two"), load_split(place / "data" / "sample", "dev")
+    surest = answers.surest_mistakes(answers.predict_all(models, dev), dev.labels)
     open_page(browser, pages["app"])
     (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
     press(tab)
@@ -200,7 +197,7 @@ def test_a_mistake_opens_with_a_click_or_the_keyboard_alone(place, pages, browse
     box = wait(browser, lambda: find(browser, "#box textarea"))[0]
     text = wait(browser, lambda: box.get_property("value"))
     assert text in [answers.text_of(dev, i) for i in surest[:3]]  # the order of close ones may differ
-    assert_shown(browser, text, expected(place, text, "one", "two", dtype=dtype))
+    assert_shown(browser, text, expected(text, models))
     assert read_bars(browser)[prediction] == pytest.approx(float(probability), abs=0.004)
     assert browser.switch_to.active_element == box
 
@@ -260,15 +257,18 @@ def test_the_exported_folder_is_a_space(place):
     assert header["sdk_version"] == gradio.__version__
     names = [line.split("=")[0].rstrip("<>") for line in (place / "hf" / "requirements.txt").read_text().splitlines()]
     assert names == ["torch", "transformers", "gradio"]
-    sources = {name: (REPO / source).read_text() for name, source in export_hf.SOURCES.items()}
-    assert sources == {name: (place / "hf" / name).read_text() for name in sources}
+    for name in ("classifier/answers/explain.py", "classifier/answers/page.py"):
+        assert (place / "hf" / name).read_text() == (REPO / name).read_text()
 
 
 def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     one = answers.load("one.pt")
     assert len(app.dev_split([one], None)) == 240
-    for change, message in [({"folder": "gone"}, "gone was not prepared"), ({"files": {}}, "is not the data that")]:
+    for change, message in [
+        ({"folder": "gone"}, "one.pt was trained on gone, and there is no such"),
+        ({"files": {}}, "is not the data that"),
+    ]:
         changed = one._replace(saved=one.saved | {"data": one.saved["data"] | change})
         assert app.dev_split([changed], None) is None
         assert re.match(f"note: a page without examples and mistakes: .*{message}", capsys.readouterr().out)
@@ -278,13 +278,15 @@ def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatc
 
 def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):
     assert "there is no checkpoint nowhere.pt" in refuse("app.py", "--ckpt", "nowhere.pt", cwd=place)
-    assert "--port must be from 1 to 65535, not 70000" in refuse("app.py", "--port=70000", cwd=place)
     assert "elsewhere was not prepared" in refuse("app.py", "--ckpt=one.pt", "--data_dir=elsewhere", cwd=place)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = refuse("app.py", "--ckpt=one.pt", f"--port={port}", cwd=place)
-        assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in done
-    assert "cannot listen on nowhere.invalid, port 7860" in refuse("app.py", "--host=nowhere.invalid", cwd=place)
+        for option, problem in [
+            (f"--port={taken.getsockname()[1]}", "Address already in use"),
+            ("--port=70000", "port must be 0-65535"),
+            ("--host=nowhere.invalid", ""),
+        ]:
+            message = refuse("app.py", "--ckpt=one.pt", option, cwd=place)
+            assert problem in message and message.endswith(": name another --port or --host\n")
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "classifier.answers.page", raising=False)
     monkeypatch.delattr("classifier.answers.page", raising=False)

@@ -70,12 +70,9 @@ def test_the_configs_say_what_the_reference_did():
 def test_label_words_and_prompts_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="the label word 'unbelievably' is not one token but 4"):
         encode_label_words(["good", "unbelievably"], 2)
-    with pytest.raises(UserError, match="the label word '' is not one token but 0"):
-        encode_label_words(["good", ""], 2)
-    for words in (["good"], ["good", "good"], ["good", "bad", "so"]):
+    for words in (["good"], ["good", "good"]):
         with pytest.raises(UserError, match="label_words must be 2 different words"):
             encode_label_words(words, 2)
-    assert encode_prompt("", 1) == ()
     with pytest.raises(UserError, match="the prompt's 4 tokens leave no room for a sentence: block_size is 4"):
         encode_prompt(" Good or bad:", 4)
 
@@ -84,8 +81,6 @@ def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_text(workspace):
     run = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
     run += ["--block_size=32", "--dtype=float32", "--max_steps=3", "--gradient_accumulation_steps=1"]
     run += ["--prompt= Is it good or bad:", '--label_words=["bad","good"]']
-    message = refuse(*run, '--label_words=["bad","wonderfuller"]', cwd=workspace)
-    assert "the label word 'wonderfuller' is not one token" in message
     printed = succeed(*run, "--learning_rate=1e-9", "--weight_decay=0", cwd=workspace)
     model, saved = checkpoint.load(workspace / "out" / "best.pt")
     words = encode_label_words(["bad", "good"], 2)

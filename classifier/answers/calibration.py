@@ -6,50 +6,41 @@ A temperature lies beside the checkpoint that it was fitted for: out/best.temper
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from classifier import errors
 from classifier.errors import UserError
-from classifier.files import written_whole
+from classifier.files import file_sha256
 from classifier.training.predict import loss_and_accuracy
 
 BINS = 15  # as Guo et al. 2017 have it
-FOLDS = 5
 COLDEST, HOTTEST = 0.01, 100.0
 
 
-class Reliability(NamedTuple):
-    """Examples in bins of equal width by their confidence, the probability of the predicted class; no bin is empty."""
-
-    confidence: np.ndarray  # (bins,) float64, the mean in each
-    right: np.ndarray  # (bins,) int64, correct predictions
-    examples: np.ndarray  # (bins,) int64
-
-
-def reliability(logits: Tensor, labels: np.ndarray) -> Reliability:
-    """Sort predictions into bins by their confidence; what is empty is left out.
+def reliability(logits: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort predictions into bins of equal width by their confidence, the probability of the predicted class.
 
     Args:
         logits: (examples, K).
         labels: (examples,) int16.
+
+    Returns:
+        Of each bin that is not empty its mean confidence, its right predictions and its examples: (bins,) each.
     """
     confidence, predictions = (each.numpy() for each in logits.double().softmax(-1).max(-1))
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    examples = np.bincount(bins, minlength=BINS)
+    summed = [None, (predictions == labels).astype(int), confidence]  # None counts
+    examples, right, total = (np.histogram(confidence, BINS, (0, 1), weights=each)[0] for each in summed)
     used = examples > 0
-    right = np.bincount(bins, weights=predictions == labels, minlength=BINS)[used].astype(int)
-    total = np.bincount(bins, weights=confidence, minlength=BINS)[used]
-    return Reliability(total / examples[used], right, examples[used])
+    return total[used] / examples[used], right[used], examples[used]
 
 
 def calibration_error(logits: Tensor, labels: np.ndarray) -> float:
     """Return the expected calibration error, how far accuracy and confidence are apart: Guo et al. 2017, equation 3."""
-    found = reliability(logits, labels)
-    return float(np.abs(found.right - found.confidence * found.examples).sum() / found.examples.sum())
+    confidence, right, examples = reliability(logits, labels)
+    return float(np.abs(right - confidence * examples).sum() / examples.sum())
 
 
 def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
@@ -75,10 +66,10 @@ def calibrated_by_folds(logits: Tensor, labels: np.ndarray) -> Tensor:
     What is measured on them is an estimate for examples that no temperature has seen. The folds are drawn at random,
     the same in every run.
     """
+    from sklearn.model_selection import KFold  # here, since importing it takes a second
+
     whole = torch.empty_like(logits, dtype=torch.float64)
-    order = np.random.default_rng(0).permutation(len(labels))
-    for fold in np.array_split(order, FOLDS):
-        others = np.setdiff1d(order, fold)
+    for others, fold in KFold(5, shuffle=True, random_state=0).split(labels):
         whole[fold] = logits[fold].double() / fit_temperature(logits[others], labels[others])
     return whole
 
@@ -87,14 +78,12 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
     """Return the temperature of some examples, and what loss and calibration error are before, after and in folds.
 
     Args:
-        logits: (examples, K) float32, which double precision divides: none become equal, and each argmax stays.
+        logits: (examples, K), which double precision divides: none become equal, and each argmax stays.
         labels: (examples,) int16.
 
     Raises:
-        UserError: there are too few examples, or none that a temperature fits.
+        UserError: there are no examples that a temperature fits.
     """
-    if len(labels) < 2 * FOLDS:
-        raise UserError(f"{len(labels)} labelled examples are too few to fit a temperature: {2 * FOLDS} at least")
     temperature = fit_temperature(logits, labels)
     if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
         raise UserError(
@@ -114,16 +103,8 @@ def temperature_path(ckpt: str | Path) -> Path:
     return Path(ckpt).with_suffix(".temperature.json")
 
 
-def write_temperature(ckpt: str, content: dict[str, Any]) -> Path:
-    """Write what calibrate() has found, and for what, beside a checkpoint, whole or not at all; return its path."""
-    path = temperature_path(ckpt)
-    with written_whole(path, "w") as f:
-        f.write(json.dumps(content, indent=2) + "\n")
-    return path
-
-
-def read_temperature(ckpt: str, sha256: str) -> dict[str, Any]:
-    """Return what is stored of the temperature that was fitted for a checkpoint of this checksum, or {}.
+def read_temperature(ckpt: str) -> dict[str, Any]:
+    """Return what is stored of the temperature that was fitted for a checkpoint, or {}.
 
     Raises:
         UserError: the file is damaged.
@@ -133,13 +114,10 @@ def read_temperature(ckpt: str, sha256: str) -> dict[str, Any]:
         return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        is_for_these_weights = stored["checkpoint_sha256"] == sha256
-        if not COLDEST <= stored["temperature"] <= HOTTEST:
-            raise ValueError
+        is_for_these_weights = stored["checkpoint_sha256"] == file_sha256(ckpt) and stored["temperature"] > 0
     except (ValueError, KeyError, TypeError):  # no JSON, or other content
         raise UserError(f"{path} is damaged or of another program: remove it and fit it again by --calibrate") from None
     if not is_for_these_weights:
-        note = f"note: {path} was fitted for other weights than {ckpt} has, and is not used: see --calibrate"
-        print(errors.printable(note), file=sys.stderr)
+        print(f"note: {path} was fitted for other weights than {ckpt} has, and is not used", file=sys.stderr)
         return {}
     return stored

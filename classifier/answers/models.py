@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,13 @@ from tqdm import tqdm
 
 from classifier import checkpoint
 from classifier.answers.calibration import read_temperature
-from classifier.data.dataset import Split, prepare_script, training_files
+from classifier.data.dataset import Split, load_meta, prepare_script, training_files
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
+from classifier.device import choose_device, choose_dtype, tune
 from classifier.errors import UserError
-from classifier.files import file_sha256
 from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
 from model import GPT
-
-MAX_CHARACTERS = 131072  # of a text, as in the TSV files
 
 
 class Loaded(NamedTuple):
@@ -28,8 +27,13 @@ class Loaded(NamedTuple):
     path: str
     model: GPT
     saved: dict[str, Any]
-    sha256: str = ""
-    calibration: dict[str, Any] = {}  # calibration.STORED, or empty
+    calibration: dict[str, Any] = {}  # what read_temperature returns
+    dtype: torch.dtype = torch.float32  # of its matrix products
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes, in the order of their numbers."""
+        return self.saved["data"]["label_names"]
 
     @property
     def temperature(self) -> float:
@@ -38,42 +42,61 @@ class Loaded(NamedTuple):
 
 
 def load(path: str) -> Loaded:
-    """Return a checkpoint and its model, on the CPU, with the temperature that lies beside it.
+    """Return a checkpoint and its model, on the CPU and in float32, with the temperature that lies beside it.
 
     Raises:
         UserError: it is no checkpoint, or of a model without GPT-2's vocabulary; the temperature's file is broken.
     """
     model, saved = checkpoint.load(path)
     check_vocabulary(model.config.vocab_size, path)
-    sha256 = file_sha256(path)
-    return Loaded(path, model, saved, sha256, read_temperature(path, sha256))
+    return Loaded(path, model, saved, read_temperature(path))
+
+
+def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Loaded], str]:
+    """Return models that answer together, ready to compute, and two lines that say on what they do and why.
+
+    Args:
+        device: auto, cuda, mps or cpu.
+        dtype: of matrix products: auto or a key of DTYPES.
+
+    Raises:
+        UserError: one cannot be loaded, or tells other classes apart; the device or the dtype is not to be had.
+    """
+    chosen, device_reason = choose_device(device)
+    number_format, dtype_reason = choose_dtype(dtype, chosen)
+    tune(chosen, number_format)
+    models = [load(path)._replace(dtype=number_format) for path in paths]
+    for loaded in models:
+        loaded.model.to(chosen)
+        if loaded.label_names != models[0].label_names:
+            raise UserError(f"{loaded.path} has other classes than {paths[0]}: they cannot answer together")
+    name = str(number_format).removeprefix("torch.")
+    return models, f"device {chosen} ({device_reason})\ndtype {name} ({dtype_reason})"
 
 
 # -----------------------------------------------------------------------------
 # answers
 
 
-def predict_all(models: list[Loaded], split: Split, dtype: torch.dtype) -> Tensor:
+def predict_all(models: list[Loaded], split: Split) -> Tensor:
     """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
     with tqdm(total=len(models) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
-        return average([predict_one(loaded, split, dtype, bar.update) for loaded in models])
+        return average([predict_one(loaded, split, bar.update) for loaded in models])
 
 
-def predict_one(
-    loaded: Loaded, split: Split, dtype: torch.dtype, on_examples: Callable[[int], Any] = lambda count: None
-) -> Tensor:
+def predict_one(loaded: Loaded, split: Split, on_examples: Callable[[int], Any] = lambda count: None) -> Tensor:
     """Return the logits of one model, divided by its temperature: float64 (examples, classes).
 
     The model gets the prompt that it was trained with.
     """
     prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
-    logits = predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), dtype, on_examples)
+    logits = predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), loaded.dtype, on_examples)
     return logits.double() / loaded.temperature  # in double precision, so that no two logits become equal
 
 
-def log_probabilities(models: list[Loaded], dtype: torch.dtype, texts: list[str]) -> Tensor:
+def log_probabilities(models: list[Loaded], texts: list[str]) -> Tensor:
     """Return what the models say of texts together: (texts, classes)."""
-    return average([predict_one(loaded, text_split(texts, loaded), dtype) for loaded in models]).log_softmax(-1)
+    return average([predict_one(loaded, text_split(texts, loaded)) for loaded in models]).log_softmax(-1)
 
 
 def text_split(texts: list[str], loaded: Loaded) -> Split:
@@ -99,45 +122,49 @@ def surest_mistakes(logits: Tensor, labels: np.ndarray) -> np.ndarray:
 
 
 # -----------------------------------------------------------------------------
-# what fits together
+# the data that they are asked about
 
 
-def check_same_classes(models: list[Loaded]) -> None:
-    """Raise a UserError where models tell other classes apart than the first one does."""
+def prepared_folder(models: list[Loaded], data_dir: str | None, splits: Sequence[str]) -> str:
+    """Return the prepared folder that models are asked about: data_dir, or else the one that the first was trained on.
+
+    Raises:
+        UserError: it is not there; it has other classes or other text than the models know; or, unless it was asked
+            for, one of the splits may hold what they were trained on.
+    """
+    folder = data_dir or models[0].saved["data"]["folder"]
+    if data_dir is None and not Path(folder, "meta.json").is_file():
+        raise UserError(
+            f"{models[0].path} was trained on {folder}, and there is no such prepared folder here "
+            f"({Path(folder).resolve()}): name it with --data_dir, or run `python {prepare_script(folder)}`"
+        )
+    meta = load_meta(folder)
     for loaded in models:
-        if loaded.saved["data"]["label_names"] != models[0].saved["data"]["label_names"]:
-            raise UserError(f"{loaded.path} has other classes than {models[0].path}: they cannot answer together")
+        known, found = described(loaded.saved["data"]), described(meta)
+        if known != found:
+            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}")
+        check_not_trained_on(loaded, folder, meta, splits, data_dir is not None)
+    return folder
 
 
-def check_same_task(loaded: Loaded, folder: str, meta: dict[str, Any]) -> None:
-    """Raise a UserError where a prepared folder's classes or text are not what the checkpoint was trained on."""
-    ckpt, trained_on = loaded.path, loaded.saved["data"]
-    if (meta["task"], meta["label_names"]) != (trained_on["task"], trained_on["label_names"]):
-        raise UserError(
-            f"{ckpt} was trained on {trained_on['task']!r} ({', '.join(trained_on['label_names'])}), "
-            f"but {folder} holds {meta['task']!r} ({', '.join(meta['label_names'])})"
-        )
-    if meta["detokenized"] != trained_on["detokenized"]:
-        words = ("with", "without") if trained_on["detokenized"] else ("without", "with")
-        raise UserError(
-            f"{ckpt} was trained on text prepared {words[0]} --detokenize, but {folder} was prepared {words[1]} it: "
-            f"run `python {prepare_script(folder)}{' --detokenize' if trained_on['detokenized'] else ''}`"
-        )
+def described(data: dict[str, Any]) -> str:
+    """Return what a model has to know of its data: the task, the classes, and how the text was prepared."""
+    words = "prepared with" if data["detokenized"] else "prepared without"
+    return f"{data['task']!r} ({', '.join(data['label_names'])}), {words} --detokenize"
 
 
-def check_same_data(
-    loaded: Loaded, folder: str, meta: dict[str, Any], splits: Sequence[str], is_asked_for: bool = False
+def check_not_trained_on(
+    loaded: Loaded, folder: str, meta: dict[str, Any], splits: Sequence[str], is_asked_for: bool
 ) -> None:
     """Say, or unless the folder is asked for refuse, that a split may hold what the checkpoint was trained on.
 
     A dev set that is the same was kept apart from that, whatever else has changed: models can be compared on it.
     """
     now, then = training_files(meta), loaded.saved["data"]["files"]
-    is_dev_the_same = now.get("dev") == then.get("dev")
-    unsure = [] if now == then else [split for split in splits if split != "dev" or not is_dev_the_same]
-    if unsure:
-        problem = f"{folder} is not the data that {loaded.path} was trained on: its {' and '.join(unsure)} split may"
-        problem += " hold training sentences"
-        if not is_asked_for:
-            raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
-        print(f"note: {problem}")
+    if now == then or (list(splits) == ["dev"] and now.get("dev") == then.get("dev")):
+        return
+    problem = f"{folder} is not the data that {loaded.path} was trained on: its {' or '.join(splits)} split may hold"
+    problem += " training sentences"
+    if not is_asked_for:
+        raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
+    print(f"note: {problem}")

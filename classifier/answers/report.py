@@ -69,9 +69,8 @@ def print_calibration(found: dict[str, Any]) -> None:
     """Print a temperature, and loss and expected calibration error before and after it."""
     title = f"temperature {found['temperature']:.3f}"
     print(f"\n{title:<40}{'loss':>9}{'calibration error':>20}")
-    rows = {"before": "before", "after": "after, on the same examples"}
-    rows["estimate"] = "after, each fifth by the other four"
-    for stage, name in rows.items():
+    after = {"after": "after, on the same examples", "estimate": "after, each fifth by the other four"}
+    for stage, name in {"before": "before", **after}.items():
         print(f"{name:<40}{found[stage]['loss']:>9.4f}{found[stage]['calibration_error']:>20.4f}")
 
 
@@ -95,24 +94,18 @@ def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
     if not contributions:
         print("  a single word cannot be left out: no text would remain")
     elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # no-color.org
-        strongest = max(range(len(words)), key=lambda i: abs(contributions[i]))
-        legend = f"{coloured('for', 1)} {name}, {coloured('against', -1)} it; strongest: "
-        print_wrapped((legend + f"{words[strongest]} ({signed(contributions[strongest])})").split(" "))
+        number, strongest = max(zip(contributions, words, strict=True), key=lambda pair: abs(pair[0]))
+        print(f"  {coloured('for', 1)} {name}, {coloured('against', -1)} it; strongest: {strongest} ({number:+.2f})")
         print_wrapped(map(coloured, words, shades(contributions)))
     else:
-        print_wrapped(f"each word adds to the log-probability of {name}:".split())
-        print_wrapped(f"{word} ({signed(each)})" for word, each in zip(words, contributions, strict=True))
+        print(f"  each word adds to the log-probability of {name}:")
+        print_wrapped(f"{word} ({each:+.2f})" for word, each in zip(words, contributions, strict=True))
 
 
 def coloured(word: str, shade: float) -> str:
     """Return a word on a terminal's colour for a share of -1 to 1; what is weaker than a sixth has none."""
     strength = round(3 * abs(shade))
     return f"\x1b[30;48;5;{(FOR if shade > 0 else AGAINST)[strength - 1]}m{word}\x1b[0m" if strength else word
-
-
-def signed(contribution: float) -> str:
-    """Return a contribution with its sign; what rounds to nothing has a plus."""
-    return f"{round(contribution, 2) + 0.0:+.2f}"
 
 
 def print_wrapped(items: Iterable[str]) -> None:

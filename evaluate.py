@@ -13,8 +13,9 @@ python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,8 @@ from classifier.answers.calibration import calibrate, temperature_path
 from classifier.answers.explain import explain
 from classifier.answers.models import Loaded, load, load_all, log_probabilities, predict_all, prepared_folder
 from classifier.answers.report import (
+    answer_header,
+    answer_row,
     print_calibration,
     print_comparison,
     print_errors,
@@ -48,7 +51,8 @@ def main() -> None:
         return
     models, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
     if arguments.text is not None:
-        classify_lines(models, read_lines(arguments.text), arguments.explain)
+        lines = sys.stdin.buffer if arguments.text == "-" else os.fsencode(arguments.text).splitlines()
+        classify_lines(models, lines, arguments.explain)
         return
 
     others, _ = load_all(arguments.compare, arguments.device, arguments.dtype)
@@ -111,7 +115,7 @@ def report(models: list[Loaded], others: list[Loaded], splits: dict[str, Split],
             write_submission(path, splits[name], answers[name])
             print(f"wrote {path}")
     if arguments.predictions:
-        write_predictions(arguments.predictions, split, logits.softmax(-1).numpy())
+        write_predictions(arguments.predictions, split, logits.softmax(-1).numpy(), label_names)
         print(f"wrote {arguments.predictions}")
     if arguments.plots:
         from classifier.answers.plots import OF_A_SPLIT
@@ -141,34 +145,41 @@ def calibrate_all(models: list[Loaded], folder: str, dev: Split) -> None:
 # text of one's own
 
 
-def read_lines(text: str) -> Iterator[str]:
-    """Yield the lines to classify, without blank ones: those of the text, or of standard input where it is "-"."""
-    lines = sys.stdin.buffer if text == "-" else text.encode("utf-8", "surrogateescape").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            decoded = line.decode("utf-8").strip("\r\n\ufeff")
-        except UnicodeDecodeError:
-            raise UserError(f"line {number} of the text: not valid UTF-8") from None
-        if decoded.strip():
-            yield decoded
+def classify_lines(models: list[Loaded], lines: Iterable[bytes], is_explained: bool = False) -> None:
+    """Print a table: of each line that is not blank the answer, and the line, explained if asked.
 
-
-def classify_lines(models: list[Loaded], lines: Iterator[str], is_explained: bool = False) -> None:
-    """Print a table: each line's predicted class, the probability of every class, and the line, explained if asked."""
-    names, answers = models[0].label_names, partial(log_probabilities, models)
-    widths = [max(len(name), 5) + 2 for name in names]
-    first = max(len("prediction"), *map(len, names))
-    header = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    print("prediction".ljust(first) + header + "  text")
+    Raises:
+        UserError: at the end, where there were lines that are no UTF-8: all others have their answers.
+    """
+    names, answers, unreadable = models[0].label_names, partial(log_probabilities, models), []
+    texts = read_lines(lines, unreadable)
+    print(answer_header(names) + "  text")
     # a person who types wants an answer after each line, a file wants speed
-    while chunk := list(islice(lines, 1 if sys.stdin.isatty() or is_explained else 256)):
+    while chunk := list(islice(texts, 1 if sys.stdin.isatty() or is_explained else 256)):
         explanation = explain(chunk[0], answers) if is_explained else None
         found = explanation.log_probabilities[None] if explanation else answers(chunk)
-        for line, row in zip(chunk, found.exp(), strict=True):
-            probabilities = "".join(f"{p:>{width}.3f}" for p, width in zip(row.tolist(), widths, strict=True))
-            print(names[row.argmax()].ljust(first) + probabilities + "  " + errors.printable(line), flush=True)
+        for text, probabilities in zip(chunk, found.exp().numpy(), strict=True):
+            print(answer_row(probabilities, names) + "  " + errors.printable(text), flush=True)
         if explanation:
             print_explanation(explanation, names)
+    if unreadable:
+        which = ", ".join(map(str, unreadable[:10])) + (" ..." if len(unreadable) > 10 else "")
+        raise UserError(
+            f"no answer for {len(unreadable):,} of the lines, which are not valid UTF-8: {which}. "
+            f"Save the text as UTF-8; all other lines are answered"
+        )
+
+
+def read_lines(lines: Iterable[bytes], unreadable: list[int]) -> Iterator[str]:
+    """Yield lines as text, blank ones left out; the numbers of those that are no UTF-8 are appended to unreadable."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8").strip("\r\n\ufeff")
+        except UnicodeDecodeError:
+            unreadable.append(number)
+            continue
+        if text.strip():
+            yield text
 
 
 # -----------------------------------------------------------------------------
@@ -184,7 +195,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", **files, default=[], help="test the difference to another (of several: to their mean)")
     add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
-    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, probabilities as CSV")
+    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, p_NAME of each class as CSV")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", action="store_true", help="fit a temperature on dev; it is used wherever the checkpoint is")
     add("--overwrite", action="store_true", help="let --predictions, --plots, --submission, --calibrate replace files")

@@ -112,7 +112,10 @@ def sure_of_itself(model: GPT, folder: str, meta: dict) -> GPT:
 def predictions(place, *words) -> np.ndarray:
     succeed(*EVALUATE, "--predictions=p.csv", "--overwrite", *words, cwd=place)
     with open(place / "p.csv", newline="") as f:
-        return np.array([[row["label"], row["prediction"], row["p0"], row["p1"]] for row in csv.DictReader(f)], float)
+        rows = list(csv.DictReader(f))
+    numbers = {"negative": 0, "positive": 1}
+    labels = [[numbers[row["label"]], numbers[row["prediction"]]] for row in rows]
+    return np.hstack([labels, [[float(row["p_negative"]), float(row["p_positive"])] for row in rows]])
 
 
 def test_the_temperature_is_used_by_all_and_changes_no_prediction(place):

@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import PREPARE_SAMPLE, command, random_split, refuse, succeed
+from conftest import PREPARE_SAMPLE, command, here, random_model, random_split, refuse, save, succeed
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import evaluate
@@ -24,6 +24,7 @@ from classifier.training.batches import Texts
 from classifier.training.predict import loss_and_accuracy, predict
 from model import GPT, Batch, GPTConfig
 
+NAMES = ["negative", "positive"]
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
 TRAIN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
 TRAIN += ["--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--dtype=float32"]
@@ -75,10 +76,13 @@ def wilson_by_hand(right: int, n: int) -> tuple[float, float]:
 def test_the_report_agrees_with_the_predictions_it_writes(place):
     printed = succeed(*EVALUATE, "--predictions=p.csv", cwd=place, run=command)
     rows, source = table(place / "p.csv"), table(place / "data" / "sample" / "dev.tsv")
-    assert [(row["id"], row["label"]) for row in rows] == [(row["id"], row["sentiment"]) for row in source]
-    probabilities = np.array([[float(row["p0"]), float(row["p1"])] for row in rows])
+    assert list(rows[0]) == ["id", "label", "prediction", "p_negative", "p_positive"]
+    assert [(row["id"], NAMES.index(row["label"])) for row in rows] == [
+        (row["id"], int(row["sentiment"])) for row in source
+    ]
+    probabilities = np.array([[float(row["p_negative"]), float(row["p_positive"])] for row in rows])
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=2e-6)
-    labels, predictions = ([int(row[column]) for row in rows] for column in ("label", "prediction"))
+    labels, predictions = ([NAMES.index(row[column]) for row in rows] for column in ("label", "prediction"))
     assert predictions == probabilities.argmax(1).tolist()
     accuracy = accuracy_score(labels, predictions)
     low, high = wilson_by_hand(round(accuracy * 240), 240)
@@ -97,15 +101,15 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
     tables, shares = {}, {}
     for name, paths in [("one", one), ("two", two), ("both", both)]:
         succeed(*EVALUATE, "--ckpt", *paths, f"--predictions={name}.csv", cwd=place)
-        tables[name] = np.genfromtxt(place / f"{name}.csv", delimiter=",", skip_header=1)
+        tables[name] = table(place / f"{name}.csv")
         printed = succeed(*EVALUATE, "--ckpt", *paths, "--text", TEXTS, cwd=place)
         shares[name] = np.array([float(line.split()[2]) for line in printed.splitlines()[1:]])
-    mean = (tables["one"][:, 3:] + tables["two"][:, 3:]) / 2
-    np.testing.assert_allclose(tables["both"][:, 3:], mean, atol=1.1e-6)
+    one_p, two_p, both_p = (np.array([float(row["p_positive"]) for row in rows]) for rows in tables.values())
+    np.testing.assert_allclose(both_p, (one_p + two_p) / 2, atol=1.1e-6)
     np.testing.assert_allclose(shares["both"], (shares["one"] + shares["two"]) / 2, atol=1.1e-3)
 
     printed = succeed(*EVALUATE, "--ckpt", *one, "--compare", *both, cwd=place)
-    right, other = (tables[name][:, 1] == tables[name][:, 2] for name in ("one", "both"))
+    right, other = (np.array([row["label"] == row["prediction"] for row in tables[name]]) for name in ("one", "both"))
     only_one, only_other = int((right & ~other).sum()), int((other & ~right).sum())
     assert only_one + only_other > 0
     assert f"compared with out/best.pt + out-2/best.pt, dev accuracy {other.mean():.3f}" in printed
@@ -123,16 +127,14 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
 def test_the_surest_mistakes_come_first_with_their_sentences(place):
     printed = succeed(*EVALUATE, "--errors=7", "--predictions=p.csv", cwd=place)
     wrong = [row for row in table(place / "p.csv") if row["label"] != row["prediction"]]
-    wrong.sort(key=lambda row: -max(float(row["p0"]), float(row["p1"])))
+    wrong.sort(key=lambda row: -float(row[f"p_{row['prediction']}"]))
     sentences = {row["id"]: row["sentence"] for row in table(place / "data" / "sample" / "dev.tsv")}
     head, *listed = printed[printed.index("the surest") :].rstrip().split("\n\n")
     assert head == f"the surest 7 of {len(wrong)} mistakes"
-    names = ["negative", "positive"]
     for row, entry in zip(wrong[:7], listed, strict=True):
         first, shares, *text = entry.splitlines()
-        truth, taken = names[int(row["label"])], names[int(row["prediction"])]
-        assert first == f"{row['id']}: {truth}, taken for {taken}"
-        assert shares == f"  negative {float(row['p0']):.3f}, positive {float(row['p1']):.3f}"
+        assert first == f"{row['id']}: {row['label']}, taken for {row['prediction']}"
+        assert shares == f"  negative {float(row['p_negative']):.3f}, positive {float(row['p_positive']):.3f}"
         assert " ".join(" ".join(text).split()) == " ".join(sentences[row["id"]].split())
         assert max(map(len, text)) <= 80
 
@@ -149,7 +151,7 @@ def test_submission_files_are_the_courses_byte_for_byte(place):
     add_test_split(place)
     succeed(*EVALUATE, "--submission=sub", "--predictions=p.csv", cwd=place)
     expected = "id \t Predicted_Sentiment \n"
-    expected += "".join(f"{row['id']}, {row['prediction']} \n" for row in table(place / "p.csv"))
+    expected += "".join(f"{row['id']}, {NAMES.index(row['prediction'])} \n" for row in table(place / "p.csv"))
     assert (place / "sub" / "finetune-sample-dev-out.csv").read_bytes() == expected.encode()
     test = (place / "sub" / "finetune-sample-test-out.csv").read_text().split("\n")
     assert [line[:4] for line in test[1:3]] == ["t1, ", "t2, "] and test[1][4:] in ("0 ", "1 ") and len(test) == 4
@@ -210,6 +212,17 @@ def test_data_that_changed_since_training_is_not_evaluated_unasked(place):
     assert "note: data/sample is not the data" in printed and "dev accuracy" in printed
 
 
+def test_from_another_folder_the_data_is_named_that_was_looked_for(place):
+    (place / "else").mkdir()
+    message = refuse(*EVALUATE, "--ckpt=../out/best.pt", cwd=place / "else")
+    assert (
+        f"no such prepared folder here ({place / 'else' / 'data' / 'sample'}): name it with --data_dir, or" in message
+    )
+    assert "dev accuracy" in succeed(
+        *EVALUATE, "--ckpt=../out/best.pt", "--data_dir=../data/sample", cwd=place / "else"
+    )
+
+
 # -----------------------------------------------------------------------------
 # text
 
@@ -224,7 +237,25 @@ def test_text_is_classified_line_by_line(place):
     assert name == ("positive" if float(positive) > float(negative) else "negative")
     for stdin in (TEXTS, "\ufeff" + TEXTS.replace("\n", "\r\n")):
         assert succeed(*EVALUATE, "--text", "-", cwd=place, stdin=stdin) == from_argument
-    assert "line 2 of the text: not valid UTF-8" in refuse(*EVALUATE, "--text=-", cwd=place, stdin=b"fine\n\xff\xfe\n")
+
+
+def test_a_line_that_is_no_utf8_costs_no_other_its_answer(place):
+    lines = [*TEXTS.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
+    done = here(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
+    assert done.stdout.decode() == succeed(*EVALUATE, "--text", TEXTS + "Fine.", cwd=place)
+    expected = "error: no answer for 2 of the lines, which are not valid UTF-8: 4, 6. Save the text as UTF-8"
+    assert done.returncode == 1 and done.stderr.decode().startswith(expected) and done.stderr.count(b"\n") == 1
+
+
+def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):
+    names = [f"topic {number}" for number in range(150)]
+    model = random_model(150)
+    save(tmp_path / "best.pt", model, {"label_names": names, "leading_space": False})
+    header, line = succeed(*EVALUATE, "--ckpt=best.pt", "--text=A mess.", cwd=tmp_path).splitlines()
+    tokens = torch.tensor([load_tokenizer().encode_ordinary("A mess.")])
+    shares = model(Batch.from_padded(tokens, torch.tensor([tokens.shape[1]])))[0].softmax(-1)
+    likeliest = ", ".join(f"topic {i} {shares[i]:.3f}" for i in shares.argsort(descending=True)[:5])
+    assert (header, line) == ("the five likeliest  text", likeliest + "  A mess.")
 
 
 def test_a_terminal_is_not_rewritten_by_a_text_and_gets_what_it_can_show(place, monkeypatch):
@@ -252,7 +283,7 @@ def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, ca
         ("A mess.", False, "A mess."),
     ]:
         changed = saved | {"data": saved["data"] | {"leading_space": leading_space}}
-        evaluate.classify_lines([Loaded("out/best.pt", model, changed)], iter([text]))
+        evaluate.classify_lines([Loaded("out/best.pt", model, changed)], [text.encode()])
         assert seen.pop() == encoding.encode_ordinary(expected)
     assert "A mess." in capsys.readouterr().out
 
@@ -291,6 +322,11 @@ def change(part, **values):
     return spoil
 
 
+def of_another_version(place):
+    content = torch.load(place / "out" / "best.pt", weights_only=True)
+    torch.save(content | {"format_version": 7}, place / "out" / "best.pt")
+
+
 def flip_a_weight(place):
     content = bytearray((place / "out" / "best.pt").read_bytes())
     content[len(content) // 2] ^= 0x40
@@ -313,6 +349,7 @@ def write(content):
         (change("model", **{"wte.weight": torch.zeros(10, 16)}), "its weights do not fit its configuration"),
         (change("model", **{"head.bias": torch.tensor([math.nan, 0])}), "out/best.pt is damaged"),
         (change("config", n_head=0), "out/best.pt is damaged"),
+        (of_another_version, "out/best.pt has format version 7, and this program reads 2"),
         (spoil_meta(task="other"), "was trained on 'sample' (negative, positive), prepared without --detokenize, but "),
         (spoil_meta(detokenized=True), "holds 'sample' (negative, positive), prepared with --detokenize"),
     ],

@@ -221,7 +221,8 @@ def test_finetune_starts_from_an_exported_folder(workspace):
     split = load_split(workspace / "data" / "sample", "dev")
     loss, accuracy = loss_and_accuracy(predict(model, Texts(split, model), torch.float32), split.labels)
     printed = succeed("finetune.py", "--data_dir=data/sample", f"--block_size={BLOCK_SIZE}", "--max_steps=1",
-                      "--dtype=float32", "--learning_rate=1e-12", "--init_from=hf", cwd=workspace)  # fmt: skip
+                      "--gradient_accumulation_steps=1", "--dtype=float32", "--learning_rate=1e-12", "--init_from=hf",
+                      cwd=workspace)  # fmt: skip
     assert f"dev accuracy {accuracy:.3f}, dev loss {loss:.4f}" in printed and "note: the head" not in printed
     export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
     card = (workspace / "hf2" / "README.md").read_text()

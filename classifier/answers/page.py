@@ -19,6 +19,7 @@ from torch import Tensor
 from classifier.answers.explain import explain, shades
 
 MAX_CHARACTERS, MAX_WORDS = 20_000, 300  # of a text; of one whose words are weighed, which takes the square of its time
+MAX_BARS = 10  # of many classes the likeliest
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none from the net
 STYLE = """
 .gradio-container { max-width: 52rem !important; margin: auto; overflow-wrap: anywhere; }
@@ -93,7 +94,7 @@ def answer(
         yield gr.Label(visible=False), problem, *no_words
         return
     shares = log_probabilities([text])[0].exp().tolist()
-    bars = dict(zip(label_names, shares, strict=True))
+    bars = dict(sorted(zip(label_names, shares, strict=True), key=lambda pair: -pair[1])[:MAX_BARS])
     found = gr.Label(bars, label=f"Probabilities, the largest {max(shares):.3f}", visible=True)
     if count == 1:
         yield found, "A single word cannot be left out: no text would remain.", *no_words

@@ -22,6 +22,7 @@ from classifier.files import written_whole
 from classifier.training.predict import loss_and_accuracy
 
 WIDTH = 80  # of a terminal
+MANY = 10  # classes: of more, the five likeliest are shown for a text
 # of a terminal's 256 colours, from weak to strong, with black letters on them: seen on dark and on light
 FOR, AGAINST = (153, 117, 75), (223, 216, 208)
 
@@ -81,10 +82,36 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     print(f"\nthe surest {len(wrong[:count]):,} of {len(wrong):,} mistakes")
     for i in wrong[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
-        shares = ", ".join(f"{name} {p:.3f}" for name, p in zip(label_names, probabilities[i], strict=True))
         print(f"\n{printable(ids[i])}: {truth}, taken for {predicted}")
-        for line in (shares, printable(" ".join(text_of(split, i).split()))):
+        for line in (in_words(probabilities[i], label_names), printable(" ".join(text_of(split, i).split()))):
             print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
+
+
+def in_words(probabilities: np.ndarray, label_names: list[str]) -> str:
+    """Return each class with its probability, or of MANY the likeliest: "negative 0.201, positive 0.799"."""
+    order = np.argsort(-probabilities, kind="stable")[:5] if len(label_names) > MANY else range(len(label_names))
+    return ", ".join(f"{label_names[i]} {probabilities[i]:.3f}" for i in order)
+
+
+def answer_header(label_names: list[str]) -> str:
+    """Return what stands above answer_row's rows."""
+    if len(label_names) > MANY:
+        return "the five likeliest"
+    return in_columns("prediction", label_names, label_names)
+
+
+def answer_row(probabilities: np.ndarray, label_names: list[str]) -> str:
+    """Return a text's predicted class and the probability of every class, or of MANY the likeliest."""
+    if len(label_names) > MANY:
+        return in_words(probabilities, label_names)
+    return in_columns(label_names[probabilities.argmax()], [f"{p:.3f}" for p in probabilities], label_names)
+
+
+def in_columns(prediction: str, cells: list[str], label_names: list[str]) -> str:
+    """Return a prediction and a cell for each class, as wide as the names are."""
+    widths = [max(len(name), 5) + 2 for name in label_names]
+    first = prediction.ljust(max(map(len, ["prediction", *label_names])))
+    return first + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
@@ -119,14 +146,20 @@ def print_wrapped(items: Iterable[str]) -> None:
     print("\n".join(lines))
 
 
-def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
-    """Write a CSV row for every example, in place only when whole; the label is empty where there is none."""
-    labels = [""] * len(split) if split.labels is None else split.labels.tolist()
+def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:
+    """Write a CSV row for every example: its id, its label (empty where there is none), the prediction, and p_NAME.
+
+    Args:
+        path: replaced only when all is written.
+        probabilities: (examples, K).
+        label_names: what labels and predictions are called; p_NAME is a class's probability.
+    """
+    labels = [""] * len(split) if split.labels is None else [label_names[label] for label in split.labels]
     with written_whole(path, "w") as f:
         writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["id", "label", "prediction", *(f"p{c}" for c in range(probabilities.shape[1]))])
+        writer.writerow(["id", "label", "prediction", *(f"p_{name}" for name in label_names)])
         for id, label, row in zip(split.ids(), labels, probabilities, strict=True):
-            writer.writerow([id, label, row.argmax(), *(f"{p:.6f}" for p in row)])
+            writer.writerow([id, label, label_names[row.argmax()], *(f"{p:.6f}" for p in row)])
 
 
 def write_submission(path: Path, split: Split, logits: Tensor) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import PREPARE_SAMPLE, command, here, random_model, random_split, refuse, save, succeed
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import evaluate
-from classifier import checkpoint, errors
-from classifier.answers import models as answers
-from classifier.answers.models import Loaded
+from classifier import errors
 from classifier.data.dataset import meta_sha256
 from classifier.data.tokenizer import load_tokenizer
 from classifier.training.batches import Texts
@@ -67,12 +66,6 @@ def test_predictions_are_those_of_each_example_alone():
     assert accuracy == accuracy_score(split.labels, logits.argmax(-1).numpy())
 
 
-def wilson_by_hand(right: int, n: int) -> tuple[float, float]:
-    """The interval's two ends: the roots in p of (right / n - p)^2 = z^2 p (1 - p) / n."""
-    z2 = 1.959963984540054**2
-    return tuple(sorted(np.roots([1 + z2 / n, -2 * right / n - z2 / n, (right / n) ** 2]).real))
-
-
 def test_the_report_agrees_with_the_predictions_it_writes(place):
     printed = succeed(*EVALUATE, "--predictions=p.csv", cwd=place, run=command)
     rows, source = table(place / "p.csv"), table(place / "data" / "sample" / "dev.tsv")
@@ -85,7 +78,7 @@ def test_the_report_agrees_with_the_predictions_it_writes(place):
     labels, predictions = ([NAMES.index(row[column]) for row in rows] for column in ("label", "prediction"))
     assert predictions == probabilities.argmax(1).tolist()
     accuracy = accuracy_score(labels, predictions)
-    low, high = wilson_by_hand(round(accuracy * 240), 240)
+    low, high = binomtest(round(accuracy * 240), 240).proportion_ci(method="wilson")
     assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})"
     assert f"macro-F1 {f1_score(labels, predictions, average='macro'):.4f}" in printed
     assert f"loss {log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)):.4f}" in printed
@@ -264,28 +257,6 @@ def test_a_terminal_is_not_rewritten_by_a_text_and_gets_what_it_can_show(place, 
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     errors.run(evaluate.main)
     assert rb"\u65e5 \x1b[2J" in sys.stdout.buffer.getvalue()
-
-
-def test_text_gets_the_leading_space_of_the_training_data(place, monkeypatch, capsys):
-    model, saved = checkpoint.load(place / "out" / "best.pt")
-    seen = []
-
-    def predict(model, texts, *_):
-        seen.append(texts.split.tokens.tolist())
-        return torch.zeros(len(texts), 2)
-
-    monkeypatch.setattr(answers, "predict", predict)
-    encoding = load_tokenizer()
-    for text, leading_space, expected in [
-        ("A mess.", True, " A mess."),
-        (" A mess.", True, " A mess."),
-        (" A mess.", False, " A mess."),
-        ("A mess.", False, "A mess."),
-    ]:
-        changed = saved | {"data": saved["data"] | {"leading_space": leading_space}}
-        evaluate.classify_lines([Loaded("out/best.pt", model, changed)], [text.encode()])
-        assert seen.pop() == encoding.encode_ordinary(expected)
-    assert "A mess." in capsys.readouterr().out
 
 
 # -----------------------------------------------------------------------------

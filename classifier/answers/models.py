@@ -142,7 +142,7 @@ def prepared_folder(models: list[Loaded], data_dir: str | None, splits: Sequence
     for loaded in models:
         known, found = described(loaded.saved["data"]), described(meta)
         if known != found:
-            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}")
+            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}: prepare it as it was")
         check_not_trained_on(loaded, folder, meta, splits, data_dir is not None)
     return folder
 

@@ -26,14 +26,14 @@ from model import GPT, Batch, GPTConfig
 NAMES = ["negative", "positive"]
 TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
 TRAIN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
-TRAIN += ["--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--dtype=float32"]
+TRAIN += ["--block_size=32", "--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--dtype=float32"]
 EVALUATE = ["evaluate.py", "--dtype=float32"]
 
 
 @pytest.fixture(scope="session")
 def trained(prepared_sample):
     """The prepared sample with a checkpoint of a short run on it."""
-    succeed(*TRAIN, "--block_size=32", "--max_steps=20", cwd=prepared_sample)
+    succeed(*TRAIN, "--max_steps=20", cwd=prepared_sample)
     return prepared_sample
 
 

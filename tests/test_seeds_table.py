@@ -5,8 +5,8 @@ import re
 import statistics
 
 from conftest import PREPARE_SAMPLE, refuse, succeed
+from runs import read_log
 from test_evaluate import TRAIN
-from test_finetune import read_log
 
 IN_FLOAT32 = ["--dtype", "float32"]  # as the runs
 SEEDS = (2, 10)
@@ -17,7 +17,6 @@ def train(folder, job: str, *options: str) -> None:
     for seed in SEEDS:
         succeed(
             *TRAIN,
-            "--block_size=32",
             "--batch_size=16",
             f"--seed={seed}",
             f"--out_dir={job}/seed-{seed}",

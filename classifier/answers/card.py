@@ -94,7 +94,7 @@ def result(examples: int, progress: dict[str, Any]) -> str:
     return (
         f"Accuracy **{best['accuracy']:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {examples:,} examples) and "
         f"loss {best['loss']:.4f} on the dev split, measured in the run after epoch {best['epoch']:.4g}, which "
-        f"was chosen by this very accuracy: that flatters it."
+        f"was chosen on this very split: that flatters it."
     )
 
 

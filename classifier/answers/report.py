@@ -19,7 +19,7 @@ from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split
 from classifier.errors import printable
 from classifier.files import written_whole
-from classifier.training.predict import loss_and_accuracy
+from classifier.training.predict import loss_and_accuracy, macro_f1
 
 WIDTH = 80  # of a terminal
 MANY = 10  # classes: of more, the five likeliest are shown for a text
@@ -36,13 +36,13 @@ def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
         for number, (name, count) in enumerate(zip(label_names, counts, strict=True)):
             print(f"  {number} {name:<16}{count:>7,}")
         return
-    from sklearn.metrics import classification_report, confusion_matrix, f1_score  # here: importing it takes a second
+    from sklearn.metrics import classification_report, confusion_matrix  # here: importing it takes a second
 
     loss, accuracy = loss_and_accuracy(logits, split.labels)
     classes, labels = range(len(label_names)), np.asarray(split.labels)
     print(f"\nloss {loss:.4f}")
     print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
-    print(f"macro-F1 {f1_score(labels, predictions, labels=classes, average='macro', zero_division=0):.4f}\n")
+    print(f"macro-F1 {macro_f1(logits, labels):.4f}\n")
     table = classification_report(
         labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0
     )

@@ -80,6 +80,8 @@ def test_what_no_temperature_fits_is_refused():
     for wrong in (logits.argmax(-1), logits.argmin(-1)):
         with pytest.raises(UserError, match="no temperature from 0.01 to 100 fits these 3,000 examples best"):
             calibrate(logits, wrong.numpy())
+    with pytest.raises(UserError, match="fits these 4 examples best: they are too few"):
+        calibrate(logits[:4], np.array([0, 1, 0, 1]))
 
 
 # -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from classifier.files import file_sha256
 from classifier.training.predict import loss_and_accuracy
 
 BINS = 15  # as Guo et al. 2017 have it
+FOLDS = 5
 COLDEST, HOTTEST = 0.01, 100.0
 
 
@@ -69,7 +70,7 @@ def calibrated_by_folds(logits: Tensor, labels: np.ndarray) -> Tensor:
     from sklearn.model_selection import KFold  # here, since importing it takes a second
 
     whole = torch.empty_like(logits, dtype=torch.float64)
-    for others, fold in KFold(5, shuffle=True, random_state=0).split(labels):
+    for others, fold in KFold(FOLDS, shuffle=True, random_state=0).split(labels):
         whole[fold] = logits[fold].double() / fit_temperature(logits[others], labels[others])
     return whole
 
@@ -85,10 +86,10 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
         UserError: there are no examples that a temperature fits.
     """
     temperature = fit_temperature(logits, labels)
-    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+    if len(labels) < FOLDS or not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
         raise UserError(
-            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: the model has "
-            f"all of them right, or knows nothing of them"
+            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: they are too few, "
+            "or the model has all of them right, or knows nothing of them"
         )
     stages = {"before": logits, "after": logits.double() / temperature, "estimate": calibrated_by_folds(logits, labels)}
     found = {"temperature": temperature, "examples": len(labels)}

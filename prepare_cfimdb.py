@@ -9,7 +9,7 @@ from pathlib import Path
 
 from classifier import errors
 from classifier.data.download import find_files
-from classifier.data.prepare import course_parser, prepare
+from classifier.data.prepare import course_parser, prepare_course
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
@@ -25,7 +25,7 @@ BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the table uses it
 def main() -> None:
     options = course_parser(__doc__).parse_args()
     files = find_files(FILES, options.source, FOLDER, URL)
-    prepare("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
+    prepare_course("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
 
 
 if __name__ == "__main__":

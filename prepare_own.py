@@ -3,8 +3,8 @@
 python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
 python prepare_own.py --train my.csv --name mytask   # a tenth becomes dev
 
-A file's name tells how it is read: .tsv, .csv (commas or semicolons), .jsonl,
-each also as .gz, or .parquet. Labels are words, or the whole numbers from 0 on.
+A file is .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx, text also packed
+(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one a class.
 Run it again after a change of the files: data/NAME is made anew,
 config/finetune_NAME.py is kept.
 """
@@ -13,14 +13,16 @@ import math
 import re
 import textwrap
 from argparse import Namespace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from classifier import errors
+from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.own import choose_dev, count_repeats, find_sources, number_labels, read_examples, read_labels
-from classifier.data.prepare import prepare
+from classifier.data.prepare import named, prepare
+from classifier.data.rows import read_table
 from classifier.errors import UserError
 from classifier.files import refuse_irregular, written_whole
 
@@ -31,32 +33,26 @@ TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings
 def main() -> None:
     options = read_options()
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
-    files = {"train": options.train, "dev": options.dev, "test": options.test}
-    sources, columns = find_sources(files, options)
-    print_filled(f"columns: {columns}")
+    files = {split: files for split in ("train", "dev", "test") if (files := getattr(options, split))}
     refuse_irregular(config)
     if not options.overwrite:
-        refuse_to_replace(folder, options.name, sources["train"].path)
+        refuse_to_replace(folder, options.name, named(files["train"]))
+    splits = read_splits(files, options)
+    labels, names = own.name_classes(splits["train"], options.labels)
+    rows = len(splits["train"].texts)
+    if 2 * len(labels) > rows:
+        print_filled(f"are these classes? there are {len(labels):,} in {rows:,} rows (else: --label_column)")
+    splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
+    if "dev" not in splits:
+        train = splits.pop("train")
+        in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
+        splits = {"train": train.chosen(~in_dev), "dev": train.chosen(in_dev)} | splits
+        files["dev"] = files["train"]
 
-    # what is where: every sentence as a hash, every label as a number
-    seen, sentences, labels = read_labels(sources["train"])
-    names, numbers = number_labels(seen, options.labels, sources["train"])
-    sources = {split: source._replace(numbers=numbers) for split, source in sources.items()}
-    labels = np.array([numbers[label] if numbers else int(label) for label in seen], dtype=np.int16)[labels]
-    examples = {"train": (sentences, labels)}
-    if "dev" not in sources:
-        in_dev = choose_dev(sentences, labels, names, options.dev_share, options.seed)
-        examples = {"train": (sentences[~in_dev], labels[~in_dev]), "dev": (sentences[in_dev], labels[in_dev])}
-        source = sources["train"]
-        chosen = {"train": source._replace(chosen=~in_dev), "dev": source._replace(chosen=in_dev)}
-        sources = chosen | {split: source for split, source in sources.items() if split != "train"}
-    for split in sources.keys() - examples.keys():
-        examples[split] = read_examples(sources[split], len(names), labelled=split == "dev")
-
-    prepare(options.name, sources, names, LONGEST, folder)
-    if numbers or options.labels:
+    prepare(options.name, splits, files, names, LONGEST, folder)
+    if names != list(map(str, range(len(names)))):
         print_labels(names)
-    print_repeats({split: examples[split] for split in sources})
+    print_repeats(splits)
     lengths = np.diff(load_split(folder, "train").offsets)
     block_size = suggest_block_size(lengths)
     print(f"block_size {block_size} cuts {(lengths > block_size).mean():.2%} of the training sentences")
@@ -70,19 +66,49 @@ def main() -> None:
     print(f"next: python finetune.py {config}")
 
 
+def read_splits(files: dict[str, list[Path]], options: Namespace) -> dict[str, own.Examples]:
+    """Return split -> examples; the columns of the first file hold for all. Print what is done about the files."""
+    read = {
+        split: [read_table(f, options.no_header, options.quoting, options.encoding) for f in files[split]]
+        for split in files
+    }
+    columns, reasons = own.choose_columns(
+        read["train"][0], {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
+    )
+    print_filled(f"columns: {reasons}")
+    splits = {}
+    for split, tables in read.items():
+        splits[split], notes = own.read_examples(tables, columns, split == "test")
+        for note in [*(note for table in tables for note in table.notes), *notes]:
+            if options.strict:
+                raise UserError(f"{note} (--strict)")
+            print_filled(note)
+    return splits
+
+
 def read_options() -> Namespace:
     """Return the command line's options, checked as far as they can be without reading a file."""
     parser = errors.argument_parser(__doc__)
     add = parser.add_argument
-    add("--train", metavar="FILE", required=True, help="the file to train on")
-    add("--dev", metavar="FILE", help="the one to evaluate on (default: a share of --train)")
-    add("--test", metavar="FILE", help="one to predict; it need not have labels")
+    several = {"metavar": "FILE", "type": Path, "nargs": "+", "action": "extend"}
+    add("--train", **several, required=True, help="the file to train on; several are read as one")
+    add("--dev", **several, help="the one to evaluate on (default: a share of --train)")
+    add("--test", **several, help="one to predict; it need not have labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
-    add("--text_column", metavar="COLUMN", help="the texts (default: found by name, as text, review)")
-    add("--label_column", metavar="COLUMN", help="their labels (default: found by name, as label, class)")
-    add("--id_column", metavar="COLUMN", help="their ids (default: id if there is one, else the row's number)")
-    names = "the classes' names in the order of their numbers (default: the labels, in alphabetical order, or numbers)"
-    add("--labels", metavar="LABEL", nargs="+", help=names)
+    column = {"metavar": "COLUMN", "default": []}
+    text = "the texts (default: found by name, as text, review); several are joined by line ends"
+    add("--text_column", **column, nargs="+", help=text)
+    add("--label_column", **column, nargs=1, help="their labels (default: found by name, as label, class)")
+    add("--id_column", **column, nargs=1, help="their ids (default: id if there is one, else the row's number)")
+    group = "without --dev: rows with the same cell here, as of one customer, stay on one side"
+    add("--group_column", **column, nargs=1, help=group)
+    add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
+    quoting = "whether quotes are CSV's or stand for themselves (default: found out)"
+    add("--quoting", choices=("csv", "none"), help=quoting)
+    add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with its mark), as cp1252")
+    add("--strict", action="store_true", help="refuse what is else told in a line, as rows without a text")
+    names = "the classes' names in the order of their numbers (default: the labels, by number or alphabet)"
+    add("--labels", metavar="LABEL", nargs="+", default=[], help=names)
     share = "without --dev, the share of the sentences that is set aside (default: 0.1)"
     add("--dev_share", metavar="SHARE", type=float, default=0.1, help=share)
     add("--seed", metavar="N", type=int, default=1337, help="another one sets others aside (default: 1337)")
@@ -97,26 +123,26 @@ def read_options() -> Namespace:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed must be a whole number from 0 to 2**32 - 1, not {options.seed}")
-    options.labels = [label.strip() for label in options.labels or []]
-    if options.labels and (len(options.labels) < 2 or len(set(options.labels)) < len(options.labels)):
+    if options.group_column and options.dev:
+        raise UserError("--group_column keeps rows together where a dev split is set aside: not with --dev")
+    options.labels = [label.strip() for label in options.labels]
+    if options.labels and len(set(options.labels)) < max(len(options.labels), 2):
         raise UserError(f"--labels must name at least two classes, each once, not {' '.join(options.labels)}")
-    if not all(label and label.isprintable() for label in options.labels):
-        raise UserError("--labels must be names without control characters")
     return options
 
 
-def refuse_to_replace(folder: Path, name: str, train: Path) -> None:
-    """Raise a UserError if the folder holds anything but what was prepared from a training file of that name."""
+def refuse_to_replace(folder: Path, name: str, train: str) -> None:
+    """Raise a UserError if the folder holds anything but what was prepared from training files of that name."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
     try:
         meta = load_meta(folder)
-        ours = meta["task"] == name and meta["splits"]["train"]["source"]["name"] == train.name
-    except (UserError, KeyError, TypeError):
+        ours = meta["task"] == name and meta["splits"]["train"]["source"]["name"] == train
+    except (UserError, KeyError):
         ours = False
     if not ours:
         raise UserError(
-            f"{folder} holds something that was not prepared from a file {train.name}: "
+            f"{folder} holds something that was not prepared from a file {train}: "
             f"choose another --name, or replace it with --overwrite"
         )
 
@@ -135,21 +161,17 @@ def print_labels(names: list[str]) -> None:
     print_filled(f"labels: {shown}{more}")
 
 
-def print_repeats(examples: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> None:
-    """Print what sentences stand in a split more than once, how many of them with differing labels, and in two splits.
-
-    Args:
-        examples: split -> (rows,) hashes of its sentences and (rows,) class numbers or None.
-    """
-    for split, (sentences, labels) in examples.items():
-        repeated, conflicting = count_repeats(sentences, labels)
-        differing = f", {conflicting:,} of them with differing labels" if repeated and labels is not None else ""
+def print_repeats(splits: dict[str, own.Examples]) -> None:
+    """Print how many sentences stand in a split more than once, and with differing labels, and in two splits."""
+    hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
+    for split, examples in splits.items():
+        repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
+        differing = (
+            f", {conflicting:,} of them with differing labels" if repeated and examples.labels is not None else ""
+        )
         print(f"{split}: {_sentences(repeated)} more than once{differing}")
-    splits = list(examples)
-    for i, one in enumerate(splits):
-        for other in splits[i + 1 :]:
-            shared = len(np.intersect1d(examples[one][0], examples[other][0]))
-            print(f"{one} and {other}: {_sentences(shared)} in both")
+    for one, other in combinations(splits, 2):
+        print(f"{one} and {other}: {_sentences(len(np.intersect1d(hashes[one], hashes[other])))} in both")
 
 
 def _sentences(count: int) -> str:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from classifier import errors
 from classifier.data import trees
 from classifier.data.download import find_files
-from classifier.data.prepare import course_parser, prepare
+from classifier.data.prepare import course_parser, prepare_course
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
@@ -37,7 +37,7 @@ def main() -> None:
             tree_file = find_files(trees.FILES, options.source, FOLDER, trees.ARCHIVE)["trees"]
             trees.write_phrases(with_phrases, tree_file, files)
             files["train"] = with_phrases
-        prepare("sst", files, LABEL_NAMES, BLOCK_SIZE, folder, options.detokenize)
+        prepare_course("sst", files, LABEL_NAMES, BLOCK_SIZE, folder, options.detokenize)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,104 @@
-"""Files of one's own: which columns hold what, which classes there are, and which rows to set aside as dev."""
+"""People's tables as examples: which columns hold what, which classes there are, which rows to set aside as dev."""
 
 import math
-from argparse import Namespace
-from array import array
+import re
+import warnings
+from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import chain, compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from classifier.data.rows import Source, as_source, describe_header, format_of, read_rows, read_texts
+from classifier.data.rows import Table, listed, read_table
 from classifier.errors import UserError
 
-USUAL_NAMES = {  # in lower case
-    "text": ("text", "sentence", "review", "content", "comment"),
-    "label": ("label", "sentiment", "category", "class", "target"),
+USUAL_NAMES = {  # in lower case; the second ones count where none of the first is there
+    "text": (
+        ("text", "sentence", "review", "content", "comment"),
+        ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
+    ),
+    "label": (
+        ("label", "sentiment", "category", "class", "target"),
+        ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
+    ),
 }
-INDEX_NAMES = ("", "unnamed: 0", "index", "__index_level_0__")  # as pandas writes its row numbers
+OTHER_NAMES = (
+    "id",
+    "",
+    "unnamed: 0",
+    "index",
+    "__index_level_0__",
+)  # the last four: row numbers, as pandas writes them
+MAX_CLASSES = 2**15  # the model's; their numbers are int16
+
+Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of the columns that hold it
 
 
-def find_sources(files: dict[str, str | None], options: Namespace) -> tuple[dict[str, Source], str]:
-    """Return split -> Source of each file that is given, and in words which columns were chosen and why.
+class Examples(NamedTuple):
+    """Rows that have a text; each list has an element for each."""
 
-    The training file decides; the others have columns of the same names, whatever their case.
+    places: list[str]  # as "my.csv, line 2"
+    ids: list[str]
+    texts: list[str]
+    labels: Sequence | None  # as they stand in the file, "" for none; then int16 numbers, None for none at all
+    groups: list[str]  # empty without a column of groups
 
-    Args:
-        files: split -> file, or None.
-        options: with text_column, label_column and id_column, each a name or None.
+    def chosen(self, rows: Sequence[bool]) -> "Examples":
+        """Return those of the rows that a bool for each says."""
+        return Examples(*(list(compress(column, rows)) for column in self))
+
+
+# -----------------------------------------------------------------------------
+# columns
+
+
+def choose_columns(table: Table, named: Columns, needed: Sequence[str] = ("text", "label")) -> tuple[Columns, str]:
+    """Return the columns that are named or needed, and in words why these.
+
+    Else than named by the person, a column is chosen by its usual name, or if no other is left; of two that are left
+    the one with more different values has the texts.
 
     Raises:
-        UserError: there is no such file, its name tells no format, or its columns do not tell what they hold.
+        UserError: no column is the one, several could be, or the header looks like an example.
     """
-    sources = {split: as_source(Path(file)) for split, file in files.items() if file is not None}
-    sources = {split: source._replace(format=format_of(source.path)) for split, source in sources.items()}
-    columns = {split: source.format.columns(source.path) for split, source in sources.items()}
-    options = {"text": options.text_column, "label": options.label_column, "id": options.id_column}
-    chosen = choose_columns(sources["train"], columns["train"], options)
-    text, label = (name for name, _ in chosen.values())
-    for split, source in sources.items():
-        id = match(columns[split], options["id"] or "id")
-        sources[split] = source._replace(
-            sentence=match(columns[split], text),
-            label=match(columns[split], label),
-            id=id if options["id"] is not None or id in columns[split] else None,
-        )
-    train = sources["train"]
-    three = [train.sentence, train.label, train.id or "id"]
-    if len(set(three)) < 3:
-        raise UserError(f"text, label and id must be three columns, not {', '.join(three)}")
-    return sources, ", ".join(f"{role}s in {name!r} ({reason})" for role, (name, reason) in chosen.items())
+    found = {role: [match(table, name) for name in names] for role, names in named.items() if names}
+    reasons, is_header = {role: f"--{role}_column" for role in found}, bool(found)
+    for role in needed:
+        first, second = ([name for name in table.columns if plain(name) in names] for names in USUAL_NAMES[role])
+        usual = list(dict.fromkeys(first or second))
+        if role not in found and len(usual) > 1:
+            raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
+        if role not in found and usual:
+            found[role], reasons[role] = usual, "by its name"
+    missing = [role for role in needed if role not in found]
+    if missing and table.header and not is_header:
+        _refuse_example(table)
+    taken = {*OTHER_NAMES, *chain(*chain(*USUAL_NAMES.values())), *map(plain, chain(*found.values()))}
+    left = [name for name in table.columns if plain(name) not in taken]
+    if missing and len(left) != len(missing):
+        raise _unclear(table, f"no column's name tells that it holds the {missing[0]}s", missing[0])
+    if len(missing) == 2:
+        left.sort(key=lambda name: len(set(table.column(name))), reverse=True)
+    for role, name in zip(missing, left, strict=False):
+        found[role], reasons[role] = [name], "the only other column" if len(missing) == 1 else "of two columns"
+    names = list(chain(*found.values()))
+    if len(set(names)) < len(names):
+        raise UserError(f"text, label, id and group must be different columns, not {', '.join(names)}")
+    return found, ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
 
 
-def match(columns: list[str], name: str) -> str:
-    """Return the column of that name: as it is written, or else the only one that differs in case or spaces alone."""
-    alike = [column for column in columns if plain(column) == plain(name)]
-    return alike[0] if name not in columns and len(alike) == 1 else name
+def match(table: Table, name: str) -> str:
+    """Return the column of that name: as it is written, or else the only one that differs in case or spaces alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    alike = [name] if name in table.columns else [column for column in table.columns if plain(column) == plain(name)]
+    if len(alike) != 1:
+        raise UserError(f"{table.path}: no column {name!r} among {_shown(table)}")
+    return alike[0]
 
 
 def plain(column: str) -> str:
@@ -61,131 +106,167 @@ def plain(column: str) -> str:
     return column.strip().lower()
 
 
-def choose_columns(source: Source, columns: list[str], options: dict[str, str | None]) -> dict[str, tuple[str, str]]:
-    """Return the column of the texts and that of the labels, each with the reason: "text" and "label" -> both.
-
-    A column that an option names; else the one with a usual name; else, of the columns that are left, the only one, or
-    the two of a lone pair, texts first.
-
-    Raises:
-        UserError: no column is the one, or several could be.
-    """
-    found, missing = {}, []
-    for role, usual in USUAL_NAMES.items():
-        named = [column for column in dict.fromkeys(columns) if plain(column) in usual]
-        if options[role] is not None:
-            found[role] = match(columns, options[role]), f"--{role}_column"
-        elif len(named) > 1:
-            raise _unclear(source, columns, f"{' and '.join(map(repr, named))} could both be the {role}s", role)
-        elif named:
-            found[role] = named[0], "by its name"
-        else:
-            missing.append(role)
-    taken = {plain(options["id"] or "id"), *INDEX_NAMES, *(plain(name) for name, _ in found.values())}
-    taken.update(*USUAL_NAMES.values())
-    left = [column for column in columns if plain(column) not in taken]
-    if missing and len(left) != len(missing):
-        raise _unclear(source, columns, f"no column's name tells that it holds the {missing[0]}s", missing[0])
-    reason = "the only other column" if len(missing) == 1 else "of two columns"
-    found |= {role: (column, reason) for role, column in zip(missing, left, strict=False)}
-    return {role: found[role] for role in USUAL_NAMES}
+def _shown(table: Table) -> str:
+    """Return the columns in words, each with the first value that stands in it."""
+    pairs = zip(table.columns, table.cells, strict=True)
+    values = {name: next((str(cell) for cell in cells if cell), "") for name, cells in pairs}
+    return ", ".join(f"{name[:30]!r} (as {value[:30]!r})" for name, value in values.items() if name or value)[:500]
 
 
-def _unclear(source: Source, columns: list[str], problem: str, role: str) -> UserError:
-    header = describe_header(source.format, columns)
-    return UserError(f"{source.place(1)}: {problem}: choose one with --{role}_column; {header}")
+def _unclear(table: Table, problem: str, role: str) -> UserError:
+    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_shown(table)}")
 
 
-MAX_CLASSES = 1000  # more labels than these are surely another column
+def _refuse_example(table: Table) -> None:
+    """Raise a UserError where a name in the header stands below as well, is a number, or has three words or more."""
+    for name, cells in zip(table.columns, table.cells, strict=True):
+        if name.strip() and (name in cells or name.strip().count(" ") > 1 or re.fullmatch(r"[-+.\d]+", name)):
+            raise UserError(
+                f"{table.path}: the first line looks like an example, not like columns' names ({name[:40]!r}): add "
+                f"--no_header, which names them 1, 2, 3; or if they are names, say --text_column and --label_column"
+            )
 
 
-def sentence_hash(sentence: str) -> int:
-    """Return 64 bits that stand for a sentence, the spaces around it left out."""
-    return int.from_bytes(blake2b(sentence.strip().encode(), digest_size=8).digest(), "little")
+# -----------------------------------------------------------------------------
+# examples
 
 
-def read_labels(source: Source) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
-    """Read the training file.
-
-    Returns:
-        each label's first line; (rows,) uint64 hashes of the sentences; (rows,) int16 labels, numbered as they come.
-
-    Raises:
-        UserError: a broken row, an unusable label, or so many labels that it must be the wrong column.
-    """
-    lines, numbers, sentences, labels = {}, {}, array("Q"), array("h")
-    for row in read_texts(source, labelled=True):
-        label = (row.label or "").strip()
-        if label not in numbers:
-            origin = source.place(row.line)
-            if not label or not label.isprintable():
-                raise UserError(
-                    f"{origin}: the label {label!r} is {'no name' if label else 'empty'} (column {source.label!r})"
-                )
-            if len(numbers) == MAX_CLASSES:
-                raise UserError(
-                    f"{origin}: more than {MAX_CLASSES:,} different labels up to here: "
-                    f"is {source.label!r} the label's column?"
-                )
-            numbers[label], lines[label] = len(numbers), row.line
-        sentences.append(sentence_hash(row.sentence))
-        labels.append(numbers[label])
-    return lines, np.array(sentences, dtype=np.uint64), np.array(labels, dtype=np.int16)
-
-
-def read_examples(source: Source, num_classes: int, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (rows,) uint64 hashes of a split's sentences and their (rows,) int16 class numbers, if it has labels."""
-    sentences, labels = array("Q"), array("h")
-    for row in read_rows(source, num_classes, labelled):
-        sentences.append(sentence_hash(row.sentence))
-        if row.label is not None:
-            labels.append(row.label)
-    return np.array(sentences, dtype=np.uint64), np.array(labels, dtype=np.int16) if labels else None
-
-
-def number_labels(seen: dict[str, int], wanted: list[str], source: Source) -> tuple[list[str], dict[str, int] | None]:
-    """Return the classes' names in the order of their numbers, and label -> number, None if labels are the numbers.
+def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) -> tuple[Examples, list[str]]:
+    """Return the rows that have a text, of one table after another; and what to tell about the others.
 
     Args:
-        seen: the training file's labels, each with its first line.
-        wanted: --labels, or nothing.
+        columns: several of text are joined by line ends. Without one for the id, it is `id`, or else the row's number.
+        is_test: whether a column of labels may be missing.
 
     Raises:
-        UserError: there are not two classes, a number is left out, or --labels does not fit.
+        UserError: a column is missing.
     """
-    labels, path = list(seen), source.path
-    if len(labels) < 2:
-        raise UserError(f"{path}: {f'every label is {labels[0]!r}' if labels else 'no examples after the header line'}")
-    are_numbers = all(label.isascii() and label.isdecimal() and len(label) <= 9 for label in labels)
-    if not are_numbers or set(labels) <= set(wanted):
-        names = wanted or sorted(labels)
-        unknown = [label for label in labels if label not in names]
-        if unknown:
-            raise UserError(f"{source.place(seen[unknown[0]])}: the label {unknown[0]!r} is none of --labels")
-        unused = [name for name in wanted if name not in labels]
-        if unused:
-            raise UserError(f"--labels: no row of {path} has the label {unused[0]!r}")
-        return names, {name: number for number, name in enumerate(names)}
-    numbers = {int(label) for label in labels}  # fewer than labels where one is written both 1 and 01
-    missing = [number for number in range(min(max(numbers), MAX_CLASSES)) if number not in numbers]
-    if missing:
-        raise UserError(
-            f"{path}: the labels go up to {max(numbers)}, but none is {missing[0]}: number them 0, 1, 2, ..., "
-            f"or name them all in their order, as in --labels {' '.join(map(str, sorted(numbers)[:3]))} ..."
-        )
-    if len(numbers) < 2:
-        raise UserError(f"{path}: every label is {labels[0]!r}")
-    if wanted and len(wanted) != len(numbers):
-        raise UserError(f"--labels names {len(wanted)} classes, but {path} has {len(numbers)}")
-    return wanted or [str(number) for number in sorted(numbers)], None
+    parts, notes, count = [], [], 0
+    for table in tables:
+        texts, groups = _cells(table, columns["text"]), _cells(table, columns.get("group", []))
+        labels = [label.strip() for label in _cells(table, columns["label"], is_optional=is_test)]
+        ids = _cells(table, columns.get("id", ["id"]), is_optional="id" not in columns)
+        ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
+        count += len(ids)
+        part = Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
+        empty = [line for line, text in zip(table.lines, texts, strict=True) if not text.strip()]
+        if empty:
+            rows = "1 row" if len(empty) == 1 else f"{len(empty):,} rows"
+            notes.append(f"{table.path}: {rows} without a text left out: {listed(table.unit, empty)}")
+            part = part.chosen([bool(text.strip()) for text in texts])
+        parts.append(part)
+    return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
-def choose_dev(sentences: np.ndarray, labels: np.ndarray, names: list[str], share: float, seed: int) -> np.ndarray:
+def _cells(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
+    """Return a column's cells, or those of several joined; "" for those of an optional column that is not there."""
+    if is_optional and plain(names[0]) not in map(plain, table.columns):
+        return [""] * len(table.lines)
+    columns = [table.column(match(table, name)) for name in names]
+    if len(columns) < 2:
+        return columns[0] if columns else []
+    return ["\n".join(filter(str.strip, cells)) for cells in zip(*columns, strict=True)]
+
+
+def read_course_file(path: Path, num_classes: int, is_test: bool = False) -> Examples:
+    """Return the examples of one of the course's TSV files: columns id, sentence and sentiment, the class's number.
+
+    Raises:
+        UserError: with the line, where the file is not in that format.
+    """
+    columns = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}
+    examples, notes = read_examples([read_table(path, quoting="csv")], columns, is_test)
+    if notes:
+        raise UserError(notes[0])
+    return number_labels(examples, [str(number) for number in range(num_classes)], is_test)
+
+
+# -----------------------------------------------------------------------------
+# classes
+
+
+def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list[str]]:
+    """Return the classes in the order of their numbers: the labels of the file, and their names.
+
+    Args:
+        examples: those to train on.
+        wanted: --labels, the labels in another order or names for numbers; or nothing.
+
+    Raises:
+        UserError: a label is missing, there are not two classes or too many, or --labels does not fit.
+    """
+    spelled: dict[float | str, str] = {}
+    for label in sorted(set(examples.labels), key=lambda label: (len(label), label)):
+        if not label or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", label):
+            problem = f"the label {label[:40]!r} is no name" if label else "no label"
+            raise UserError(f"{_place(examples, label)}: {problem}: label the row or remove it")
+        spelled.setdefault(_value(label), label)  # the shortest spelling
+    labels = sorted(spelled.values(), key=_order)
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        many = f"every label is {labels[0]!r}" if len(labels) == 1 else f"{len(labels):,} different labels"
+        raise UserError(f"{examples.places[0]}: {many}: there must be 2 to {MAX_CLASSES:,}; is that the column?")
+    others = [label for label in labels if _value(label) not in map(_value, wanted)]
+    if wanted and len(wanted) == len(labels) and len(others) and all(isinstance(value, float) for value in spelled):
+        return labels, wanted
+    if wanted and others:
+        raise UserError(f"{_place(examples, others[0])}: the label {others[0]!r} is none of --labels")
+    if unused := [name for name in wanted if _value(name) not in spelled]:
+        raise UserError(f"--labels: no row of {examples.places[0].rpartition(',')[0]} has the label {unused[0]!r}")
+    return wanted or labels, wanted or labels
+
+
+def number_labels(examples: Examples, classes: list[str], is_test: bool = False) -> Examples:
+    """Return the examples with their classes' numbers as labels, int16; with None where a test file has no labels.
+
+    Raises:
+        UserError: with the line, where a label is none of the classes'.
+    """
+    numbers = {_value(label): number for number, label in enumerate(classes)}
+    found = {label: numbers.get(_value(label)) for label in set(examples.labels)}
+    unknown = [label for label in found if found[label] is None]
+    if is_test and len(unknown) == len(found) and {_value(label) for label in unknown} <= {"", -1.0}:
+        return examples._replace(labels=None)
+    if unknown:
+        label = min(unknown, key=examples.labels.index)
+        problem = f"the label {label[:60]!r} is none of {', '.join(classes)[:200]!r}" if label else "no label"
+        hint = "" if label or not is_test else ", though others have one: label all rows or none"
+        raise UserError(f"{_place(examples, label)}: {problem}{hint}")
+    return examples._replace(labels=np.array([found[label] for label in examples.labels], np.int16))
+
+
+def _place(examples: Examples, label: str) -> str:
+    return examples.places[examples.labels.index(label)]
+
+
+def _value(label: str) -> float | str:
+    """Return what all spellings of a label have in common: 1 and 1.0 are one, true and True are one."""
+    if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]*)?", label):
+        return float(label)
+    return label.lower() if label.lower() in ("true", "false") else label
+
+
+def _order(label: str) -> tuple:
+    """Return what sorts numbers before words and by their value, also those in words: 2 stars, 10 stars."""
+    value = _value(label)
+    parts = [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]{1,9})", label))]
+    return (0, value, parts) if isinstance(value, float) else (1, 0, parts)
+
+
+# -----------------------------------------------------------------------------
+# dev out of train
+
+
+def hash_sentences(texts: list[str]) -> np.ndarray:
+    """Return (rows,) uint64 that stand for texts, the spaces around them left out."""
+    digests = (blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np.ndarray:
     """Choose the dev split's rows: in each class the same share of the sentences, a repeated one with all its rows.
 
-    Args:
-        sentences: (rows,) uint64 hashes.
-        labels: (rows,) class numbers; the first of a repeated sentence's counts.
+    A repeated sentence counts for its first label. Where there are groups, each stays together with all its rows, and
+    the shares are met as far as may be.
 
     Returns:
         (rows,) bool.
@@ -193,33 +274,46 @@ def choose_dev(sentences: np.ndarray, labels: np.ndarray, names: list[str], shar
     Raises:
         UserError: a class has too few sentences to stand in both splits.
     """
-    from sklearn.model_selection import train_test_split  # takes a second to import
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split  # takes a second to import
 
-    _, first, sentence_of_row = np.unique(sentences, return_index=True, return_inverse=True)
-    classes = labels[first]
-    counts = np.bincount(classes, minlength=len(names))
-    if counts.min() < 2:
-        raise UserError(
-            f"the class {names[counts.argmin()]!r} has fewer than two different sentences, too few for train and dev: "
-            f"add some, or give a dev file with --dev"
-        )
-    size = math.ceil(share * len(classes))
-    if size < len(names):
-        raise UserError(
-            f"a share of {share} of {len(classes)} sentences is {size}, less than one for each of {len(names)} "
-            f"classes: raise --dev_share, or give a dev file with --dev"
-        )
-    _, dev = train_test_split(np.arange(len(classes)), test_size=size, stratify=classes, random_state=seed)
-    in_dev = np.zeros(len(classes), dtype=bool)
-    in_dev[dev] = True
-    left = np.bincount(classes[~in_dev], minlength=len(names))
-    if left.min() == 0:
-        raise UserError(f"no sentence of the class {names[left.argmin()]!r} is left to train on: lower --dev_share")
-    return in_dev[sentence_of_row]
+    labels = train.labels
+    _, first, sentence_of_row = np.unique(hash_sentences(train.texts), return_index=True, return_inverse=True)
+    in_dev = np.zeros(len(labels), dtype=bool)
+    hint = "add texts, change --dev_share, or give a file with --dev"
+    counts = np.bincount(labels[first], minlength=len(names))
+    if counts.min() < 2 and not train.groups:
+        raise UserError(f"the class {names[counts.argmin()]!r} has fewer than two different texts: {hint}")
+    try:
+        if train.groups:
+            folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes with fewer rows than folds
+                _, dev = next(folds.split(labels, labels, _tied(sentence_of_row, train.groups)))
+            in_dev[dev] = True
+        else:
+            size = math.ceil(share * len(first))
+            _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)
+            in_dev[:] = np.isin(sentence_of_row, dev)
+    except ValueError as error:
+        raise UserError(f"a share of {share} cannot be set aside as dev ({error}): {hint}") from None
+    left = np.bincount(labels[~in_dev], minlength=len(names))
+    if left.min() == 0 or not in_dev.any():
+        raise UserError(f"no text of the class {names[left.argmin()]!r} is left to train on: {hint}")
+    return in_dev
 
 
-def count_repeats(sentences: np.ndarray, labels: np.ndarray | None) -> tuple[int, int]:
-    """Return how many sentences stand in more than one row, and how many of these have more than one label."""
+def _tied(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
+    """Return (rows,) numbers, the same for rows that a sentence or a group ties together, by way of others, too."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    groups = np.unique(groups, return_inverse=True)[1] + len(sentences)
+    ties = coo_array((np.ones(len(groups)), (sentences, groups)), shape=(groups.max() + 1,) * 2)
+    return connected_components(ties, directed=False)[1][sentences]
+
+
+def count_repeats(sentences: np.ndarray, labels: Sequence[int] | None) -> tuple[int, int]:
+    """Return how many sentences, (rows,) hashes, stand in more than one row, and how many have more than one label."""
     _, numbers, rows = np.unique(sentences, return_inverse=True, return_counts=True)
     if labels is None:
         return int((rows > 1).sum()), 0

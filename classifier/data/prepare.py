@@ -1,92 +1,88 @@
-"""Preparing data: the rows of a task's files -> tokens -> data/<task>/, the folder that dataset.py describes."""
+"""Preparing data: a task's examples -> tokens -> data/<task>/, the folder that dataset.py describes."""
 
 import argparse
+import hashlib
 import json
 import os
-from collections.abc import Iterator
-from itertools import islice
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from classifier import errors
 from classifier.data import tokenizer
-from classifier.data.dataset import FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
+from classifier.data.dataset import FIELDS, FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
 from classifier.data.detokenize import detokenize
-from classifier.data.rows import Row, Source, as_source, read_rows
+from classifier.data.own import Examples, read_course_file
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold, refuse_irregular, to_disk
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
-CHUNK_EXAMPLES, CHUNK_CHARACTERS = 4096, 1 << 22  # tokenized and written at once
 
 
 def prepare(
     task: str,
-    files: dict[str, Path | Source],
+    splits: dict[str, Examples],
+    files: dict[str, list[Path]],
     label_names: list[str],
     block_size: int,
     folder: Path,
     detokenized: bool = False,
 ) -> None:
-    """Tokenize a task's TSV files into `folder` and print a table of what is in them.
+    """Tokenize a task's examples into `folder` and print a table of what is in them.
 
     Everything is written beside the folder's present content and moved into place only when all of it is whole. Killed
     while it moves, it leaves what no reader takes, and the same command again mends.
 
     Args:
         task: name recorded in meta.json.
-        files: split -> TSV file, or a Source that says more; with "train" and "dev" among the splits, and only these
-            two must have labels.
+        splits: split -> examples with class numbers; "train" and "dev" must be there.
+        files: split -> where they come from, for meta.json.
         label_names: the classes' names, in the order of their numbers.
         block_size: the task's usual sequence length, for the table's share of longer examples.
         folder: data/<task>, made if need be.
         detokenized: undo Penn-Treebank tokenization first.
-
-    Raises:
-        UserError: a file is missing or not in the format; names the file and the line.
     """
-    sources = {split: as_source(file) for split, file in files.items()}
+    meta = {"format_version": FORMAT_VERSION, "task": task, "label_names": label_names, "tokenizer": TOKENIZER}
+    meta |= {"detokenized": detokenized, "splits": {}}
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "task": task,
-        "label_names": label_names,
-        "tokenizer": TOKENIZER,
-        "detokenized": detokenized,
-        "splits": {},
-    }
-    encoding = tokenizer.load_tokenizer()
-    with hold(folder):
+    with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
+        staging = Path(temporary)
         if _is_detokenized(folder) not in (None, detokenized):
             form = "as it is" if detokenized else "detokenized"
             print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
-        with TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
-            staging = Path(temporary)
-            print(f"{'split':<6}{'examples':>9}{'tokens':>11}", end="")
-            heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
-            print(heads + f"{f'>{block_size}':>7}  labels")
-            for split, source in sources.items():
-                rows = read_rows(source, len(label_names), labelled=split in ("train", "dev"))
-                if detokenized:
-                    rows = (row._replace(sentence=detokenize(row.sentence)) for row in rows)
-                meta["splits"][split], share = _write_split(
-                    rows, source.path, split, len(label_names), encoding, staging, block_size
-                )
-                _print_row(split, meta["splits"][split], share)
-            meta["sha256"] = meta_sha256(meta)
-            text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
-            (staging / "meta.json").write_text(text, encoding="utf-8")
-            for path in staging.iterdir():
-                refuse_irregular(folder / path.name)
-            # meta.json goes last: until then, the checksums of the old one refuse the new files
-            for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
-                to_disk(path)
-                os.replace(path, folder / path.name)
-            to_disk(folder)
+        heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
+        print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}{f'>{block_size}':>7}  labels")
+        for split, examples in splits.items():
+            texts = map(detokenize, examples.texts) if detokenized else examples.texts
+            lengths = _write_split(staging, split, examples, texts)
+            part = _describe(staging, split, examples, lengths, files[split], len(label_names))
+            _print_row(split, part, (lengths > block_size).mean())
+            meta["splits"][split] = part
+        meta["sha256"] = meta_sha256(meta)
+        text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
+        (staging / "meta.json").write_text(text, encoding="utf-8")
+        for path in staging.iterdir():
+            refuse_irregular(folder / path.name)
+        # meta.json goes last: until then, the checksums of the old one refuse the new files
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
+            to_disk(path)
+            os.replace(path, folder / path.name)
+        to_disk(folder)
     print(f"wrote {folder}{os.sep}")
+
+
+def prepare_course(
+    task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path, detokenized: bool
+) -> None:
+    """Prepare a task of the course from its TSV files, of which that of the test split has no labels."""
+    splits = {split: read_course_file(path, len(label_names), split == "test") for split, path in files.items()}
+    sources = {split: [path] for split, path in files.items()}
+    prepare(task, splits, sources, label_names, block_size, folder, detokenized)
 
 
 def course_parser(description: str) -> argparse.ArgumentParser:
@@ -97,6 +93,11 @@ def course_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def named(files: list[Path]) -> str:
+    """Return what meta.json calls a split's source."""
+    return " + ".join(path.name for path in files)
+
+
 def _is_detokenized(folder: Path) -> bool | None:
     """Return whether the text that a folder holds is detokenized; None where it holds none, or that cannot be told."""
     try:
@@ -105,71 +106,47 @@ def _is_detokenized(folder: Path) -> bool | None:
         return None
 
 
-def _write_split(
-    rows: Iterator[Row], path: Path, split: str, num_classes: int, encoding: Any, folder: Path, block_size: int
-) -> tuple[dict[str, Any], float]:
-    """Write one split's rows into folder; return its part of meta.json and its share of examples over block_size."""
-    length_counts = np.zeros(0, dtype=np.int64)  # how many examples have 0, 1, 2, ... tokens
-    label_counts = np.zeros(num_classes, dtype=np.int64)
-    examples = tokens = 0
-    leading_space = True
-    names = [f"{split}.bin", f"{split}.offsets.bin", f"{split}.labels.bin", f"{split}.ids.txt"]
-    token_file, offset_file, label_file, id_file = files = [open(folder / name, "wb") for name in names]
-    try:
-        offset_file.write(np.zeros(1, dtype="<i8").tobytes())
-        while chunk := _take_chunk(rows):
-            # one by one: encode_ordinary_batch spends more on handing over a short text than on encoding it
-            encoded = [encoding.encode_ordinary(row.sentence) for row in chunk]
-            lengths = np.array([len(sequence) for sequence in encoded], dtype="<i8")
-            token_file.write(np.array([token for sequence in encoded for token in sequence], dtype="<u2").tobytes())
-            offset_file.write((tokens + np.cumsum(lengths)).tobytes())
-            id_file.write("".join(row.id + "\n" for row in chunk).encode())
-            if chunk[0].label is not None:
-                labels = np.array([row.label for row in chunk], dtype="<i2")
-                label_file.write(labels.tobytes())
-                label_counts += np.bincount(labels, minlength=num_classes)
-            leading_space = leading_space and all(row.sentence[0] == " " for row in chunk)
-            counts = np.bincount(lengths, minlength=len(length_counts))
-            counts[: len(length_counts)] += length_counts
-            length_counts = counts
-            examples += len(chunk)
-            tokens += int(lengths.sum())
-    finally:
-        for file in files:
-            file.close()
-    if not examples:
-        raise UserError(f"{path}: no examples after the header line")
-    has_labels = bool(label_counts.sum())
-    if not has_labels:
-        os.remove(folder / names.pop(2))
-    cumulated = np.cumsum(length_counts)
-    meta = {
-        "examples": examples,
-        "tokens": tokens,
-        "label_counts": label_counts.tolist() if has_labels else None,
+def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[str]) -> np.ndarray:
+    """Write one split's files; return the examples' lengths in tokens: (examples,) int64."""
+    encode, tokens, offsets = tokenizer.load_tokenizer().encode_ordinary, array("H"), array("q", [0])
+    for text in tqdm(texts, split, len(examples.texts), leave=False, disable=None):
+        tokens.extend(encode(text))
+        offsets.append(len(tokens))
+    id_lines = np.frombuffer("".join(id + "\n" for id in examples.ids).encode(), np.uint8)
+    for (field, dtype), content in zip(FIELDS.items(), (tokens, offsets, examples.labels, id_lines), strict=True):
+        if content is not None:
+            (folder / f"{split}{field}").write_bytes(np.array(content, dtype))
+    return np.diff(offsets)
+
+
+def _describe(
+    folder: Path, split: str, examples: Examples, lengths: np.ndarray, sources: list[Path], num_classes: int
+) -> dict[str, Any]:
+    """Return a split's part of meta.json."""
+    digest, labels = hashlib.sha256(), examples.labels
+    for source in sources:
+        for path in sorted(source.glob("*/*.txt")) if source.is_dir() else [source]:
+            digest.update(path.read_bytes())
+    return {
+        "examples": len(lengths),
+        "tokens": int(lengths.sum()),
+        "label_counts": None if labels is None else np.bincount(labels, minlength=num_classes).tolist(),
         # the smallest length that at least p percent of the examples do not exceed
-        "length_percentiles": {str(p): int(np.searchsorted(cumulated, p / 100 * examples)) for p in PERCENTILES},
-        "leading_space": leading_space,
-        "source": {"name": path.name, "sha256": file_sha256(path)},
-        "files": {name: file_sha256(folder / name) for name in names},
+        "length_percentiles": {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES},
+        "leading_space": all(text[0] == " " for text in examples.texts),
+        "source": {"name": named(sources), "sha256": digest.hexdigest()},
+        "files": {
+            name: file_sha256(folder / name)
+            for name in (f"{split}{field}" for field in FIELDS)
+            if (folder / name).exists()
+        },
     }
-    return meta, float(length_counts[block_size + 1 :].sum() / examples)
 
 
-def _take_chunk(rows: Iterator[Row]) -> list[Row]:
-    chunk, characters = [], 0
-    for row in islice(rows, CHUNK_EXAMPLES):
-        chunk.append(row)
-        characters += len(row.sentence)
-        if characters > CHUNK_CHARACTERS:
-            break
-    return chunk
-
-
-def _print_row(split: str, meta: dict[str, Any], share_longer: float) -> None:
-    lengths = "".join(f"{length:>5}" for length in meta["length_percentiles"].values())
-    counts = meta["label_counts"]
+def _print_row(split: str, part: dict[str, Any], share_longer: float) -> None:
+    lengths = "".join(f" {length:>4}" for length in part["length_percentiles"].values())
+    counts = part["label_counts"]
     labels = " ".join(map(str, counts)) if counts else "none"
     if len(labels) > 25:  # more than a line of 80 columns has room for
         labels = f"{len(counts)} classes, {min(counts)}-{max(counts)}"
-    print(f"{split:<6}{meta['examples']:>9,}{meta['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")
+    print(f"{split:<6}{part['examples']:>9,}{part['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")

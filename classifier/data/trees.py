@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from classifier.data.rows import read_rows
+from classifier.data.own import read_course_file
 from classifier.errors import UserError
 
 ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
 FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
-MAX_LINE = 1 << 16  # bytes; a longer line is no sentence
 LABELS = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
 
 Phrase = tuple[str, int]  # as a TSV file of SST writes it, with a leading space, and its class number
@@ -30,22 +29,23 @@ def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
     Raises:
         UserError: a file is not in the format, or a tree is not that of its sentence; names the line.
     """
-    sentences = {split: list(read_rows(files[split], len(LABELS), split != "test")) for split in files}
-    seen = {_letters(row.sentence) for rows in sentences.values() for row in rows} | {""}
+    splits = {split: read_course_file(file, len(LABELS), split == "test") for split, file in files.items()}
+    seen = {_letters(text) for examples in splits.values() for text in examples.texts} | {""}
+    train, trees = splits["train"], list(read_trees(tree_file))
+    if len(trees) != len(train.texts):
+        raise UserError(f"{tree_file} has {len(trees):,} trees, and {files['train']} {len(train.texts):,} rows")
+    sentences = list(zip(train.ids, train.texts, train.labels, strict=True))
     phrases: dict[Phrase, str] = {}  # with the id of where it comes first
-    trees = list(read_trees(tree_file))
-    if len(trees) != len(sentences["train"]):
-        raise UserError(f"{tree_file} has {len(trees):,} trees, and {files['train']} {len(sentences['train']):,} rows")
-    for number, (tree, row) in enumerate(zip(trees, sentences["train"], strict=True), start=1):
-        if tree[-1] != (row.sentence, row.label):
-            raise UserError(f"{tree_file}, line {number}: not the tree of {files['train']}, line {row.line}")
+    for row, (tree, (id, *sentence)) in enumerate(zip(trees, sentences, strict=True)):
+        if tree[-1] != tuple(sentence):
+            raise UserError(f"{tree_file}, line {row + 1}: not the tree of {train.places[row]}")
         for part, phrase in enumerate(tree[:-1], start=1):
             if phrase not in phrases and _letters(phrase[0]) not in seen:
-                phrases[phrase] = f"{row.id}/{part}"
+                phrases[phrase] = f"{id}/{part}"
     with open(path, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, delimiter="\t", lineterminator="\n")
         table.writerow(["id", "sentence", "sentiment"])
-        table.writerows([row.id, row.sentence, row.label] for row in sentences["train"])
+        table.writerows(sentences)
         table.writerows([id, *phrase] for phrase, id in phrases.items())
 
 
@@ -57,16 +57,11 @@ def read_trees(path: Path) -> Iterator[list[Phrase]]:
     Raises:
         UserError: with file and line number, at the first line that is no tree.
     """
-    with open(path, "rb") as f:
-        number = 0
-        while line := f.readline(MAX_LINE + 1):
-            number += 1
-            try:
-                if len(line) > MAX_LINE:
-                    raise ValueError
-                yield _phrases(line.decode("utf-8").rstrip("\n"))
-            except (ValueError, LookupError):
-                raise UserError(f"{path}, line {number}: no tree with labels from 0 to 4") from None
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            yield _phrases(line.decode())
+        except (ValueError, LookupError):
+            raise UserError(f"{path}, line {number}: no tree with labels from 0 to 4") from None
 
 
 def _phrases(line: str) -> list[Phrase]:

@@ -158,7 +158,7 @@ def print_filled(line: str) -> None:
 def print_labels(names: list[str]) -> None:
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
     more = f", ... ({len(names)} classes)" if len(names) > 20 else ""
-    print_filled(f"labels: {shown}{more}")
+    print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))
 
 
 def print_repeats(splits: dict[str, own.Examples]) -> None:

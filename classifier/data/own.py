@@ -63,10 +63,10 @@ def choose_columns(table: Table, named: Columns, needed: Sequence[str] = ("text"
     Raises:
         UserError: no column is the one, several could be, or the header looks like an example.
     """
-    found = {role: [match(table, name) for name in names] for role, names in named.items() if names}
+    found = {role: [_match(table, name) for name in names] for role, names in named.items() if names}
     reasons, is_header = {role: f"--{role}_column" for role in found}, bool(found)
     for role in needed:
-        first, second = ([name for name in table.columns if plain(name) in names] for names in USUAL_NAMES[role])
+        first, second = ([name for name in table.columns if _plain(name) in names] for names in USUAL_NAMES[role])
         usual = list(dict.fromkeys(first or second))
         if role not in found and len(usual) > 1:
             raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
@@ -75,8 +75,8 @@ def choose_columns(table: Table, named: Columns, needed: Sequence[str] = ("text"
     missing = [role for role in needed if role not in found]
     if missing and table.header and not is_header:
         _refuse_example(table)
-    taken = {*OTHER_NAMES, *chain(*chain(*USUAL_NAMES.values())), *map(plain, chain(*found.values()))}
-    left = [name for name in table.columns if plain(name) not in taken]
+    taken = {*OTHER_NAMES, *chain(*chain(*USUAL_NAMES.values())), *map(_plain, chain(*found.values()))}
+    left = [name for name in table.columns if _plain(name) not in taken]
     if missing and len(left) != len(missing):
         raise _unclear(table, f"no column's name tells that it holds the {missing[0]}s", missing[0])
     if len(missing) == 2:
@@ -89,20 +89,15 @@ def choose_columns(table: Table, named: Columns, needed: Sequence[str] = ("text"
     return found, ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
 
 
-def match(table: Table, name: str) -> str:
-    """Return the column of that name: as it is written, or else the only one that differs in case or spaces alone.
-
-    Raises:
-        UserError: there is none.
-    """
-    alike = [name] if name in table.columns else [column for column in table.columns if plain(column) == plain(name)]
+def _match(table: Table, name: str) -> str:
+    """Return the column of that name: as it is written, or else the only one that differs in case or spaces alone."""
+    alike = [name] if name in table.columns else [column for column in table.columns if _plain(column) == _plain(name)]
     if len(alike) != 1:
         raise UserError(f"{table.path}: no column {name!r} among {_shown(table)}")
     return alike[0]
 
 
-def plain(column: str) -> str:
-    """Return a column's name in lower case and without spaces around it."""
+def _plain(column: str) -> str:
     return column.strip().lower()
 
 
@@ -135,7 +130,7 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     """Return the rows that have a text, of one table after another; and what to tell about the others.
 
     Args:
-        columns: several of text are joined by line ends. Without one for the id, it is `id`, or else the row's number.
+        columns: those of the text are joined by line ends. Without an id's it is `id`, or else rows are counted.
         is_test: whether a column of labels may be missing.
 
     Raises:
@@ -143,8 +138,9 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     """
     parts, notes, count = [], [], 0
     for table in tables:
-        texts, groups = _cells(table, columns["text"]), _cells(table, columns.get("group", []))
+        texts = _cells(table, columns["text"])
         labels = [label.strip() for label in _cells(table, columns["label"], is_optional=is_test)]
+        groups = _cells(table, columns.get("group", []), is_optional=is_test)
         ids = _cells(table, columns.get("id", ["id"]), is_optional="id" not in columns)
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
@@ -155,17 +151,23 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
             notes.append(f"{table.path}: {rows} without a text left out: {listed(table.unit, empty)}")
             part = part.chosen([bool(text.strip()) for text in texts])
         parts.append(part)
+    if not any(part.texts for part in parts):
+        raise UserError(f"{tables[0].path}: no row has a text")
     return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
 def _cells(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
     """Return a column's cells, or those of several joined; "" for those of an optional column that is not there."""
-    if is_optional and plain(names[0]) not in map(plain, table.columns):
+    if not names:
+        return []
+    if is_optional and _plain(names[0]) not in map(_plain, table.columns):
         return [""] * len(table.lines)
-    columns = [table.column(match(table, name)) for name in names]
-    if len(columns) < 2:
-        return columns[0] if columns else []
-    return ["\n".join(filter(str.strip, cells)) for cells in zip(*columns, strict=True)]
+    columns = [table.column(_match(table, name)) for name in names]
+    return (
+        columns[0]
+        if len(columns) == 1
+        else ["\n".join(filter(str.strip, cells)) for cells in zip(*columns, strict=True)]
+    )
 
 
 def read_course_file(path: Path, num_classes: int, is_test: bool = False) -> Examples:
@@ -202,17 +204,15 @@ def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list
             raise UserError(f"{_place(examples, label)}: {problem}: label the row or remove it")
         spelled.setdefault(_value(label), label)  # the shortest spelling
     labels = sorted(spelled.values(), key=_order)
-    if not 2 <= len(labels) <= MAX_CLASSES:
-        many = f"every label is {labels[0]!r}" if len(labels) == 1 else f"{len(labels):,} different labels"
-        raise UserError(f"{examples.places[0]}: {many}: there must be 2 to {MAX_CLASSES:,}; is that the column?")
-    others = [label for label in labels if _value(label) not in map(_value, wanted)]
-    if wanted and len(wanted) == len(labels) and len(others) and all(isinstance(value, float) for value in spelled):
+    path, number = examples.places[0].rpartition(", ")[0], len(labels)
+    if not 2 <= number <= MAX_CLASSES:
+        problem = f"every label is {labels[0]!r}" if number == 1 else f"{number:,} different labels"
+        raise UserError(f"{path}: {problem}: there must be 2 to {MAX_CLASSES:,} classes: is that --label_column?")
+    if not wanted or spelled.keys() == {_value(name) for name in wanted}:
+        return wanted or labels, wanted or labels
+    if number == len(wanted) and all(isinstance(value, float) for value in spelled):
         return labels, wanted
-    if wanted and others:
-        raise UserError(f"{_place(examples, others[0])}: the label {others[0]!r} is none of --labels")
-    if unused := [name for name in wanted if _value(name) not in spelled]:
-        raise UserError(f"--labels: no row of {examples.places[0].rpartition(',')[0]} has the label {unused[0]!r}")
-    return wanted or labels, wanted or labels
+    raise UserError(f"--labels must name the {number} labels of {path}, {', '.join(labels)[:200]!r}, in any order")
 
 
 def number_labels(examples: Examples, classes: list[str], is_test: bool = False) -> Examples:

@@ -60,7 +60,9 @@ def prepare(
         for split, examples in splits.items():
             texts = map(detokenize, examples.texts) if detokenized else examples.texts
             lengths = _write_split(staging, split, examples, texts)
-            part = _describe(staging, split, examples, lengths, files[split], len(label_names))
+            part = _describe(staging, split, examples, lengths, files[split])
+            if examples.labels is not None:
+                part["label_counts"] = np.bincount(examples.labels, minlength=len(label_names)).tolist()
             _print_row(split, part, (lengths > block_size).mean())
             meta["splits"][split] = part
         meta["sha256"] = meta_sha256(meta)
@@ -119,27 +121,22 @@ def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[s
     return np.diff(offsets)
 
 
-def _describe(
-    folder: Path, split: str, examples: Examples, lengths: np.ndarray, sources: list[Path], num_classes: int
-) -> dict[str, Any]:
-    """Return a split's part of meta.json."""
-    digest, labels = hashlib.sha256(), examples.labels
-    for source in sources:
-        for path in sorted(source.glob("*/*.txt")) if source.is_dir() else [source]:
-            digest.update(path.read_bytes())
+def _describe(folder: Path, split: str, examples: Examples, lengths: np.ndarray, files: list[Path]) -> dict[str, Any]:
+    """Return a split's part of meta.json, but for the counts of its labels."""
+    source = hashlib.sha256()
+    for file in files:
+        for path in sorted(file.glob("*/*.txt")) if file.is_dir() else [file]:
+            source.update(path.read_bytes())
+    written = [folder / f"{split}{field}" for field in FIELDS]
     return {
         "examples": len(lengths),
         "tokens": int(lengths.sum()),
-        "label_counts": None if labels is None else np.bincount(labels, minlength=num_classes).tolist(),
+        "label_counts": None,
         # the smallest length that at least p percent of the examples do not exceed
         "length_percentiles": {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES},
         "leading_space": all(text[0] == " " for text in examples.texts),
-        "source": {"name": named(sources), "sha256": digest.hexdigest()},
-        "files": {
-            name: file_sha256(folder / name)
-            for name in (f"{split}{field}" for field in FIELDS)
-            if (folder / name).exists()
-        },
+        "source": {"name": named(files), "sha256": source.hexdigest()},
+        "files": {path.name: file_sha256(path) for path in written if path.exists()},
     }
 
 

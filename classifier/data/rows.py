@@ -201,21 +201,23 @@ def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None) -> Ta
 
     These are CSV's own, the same with \\" for quotes in quotes, and none, where quotes stand for themselves.
     """
-    separator = re.match(r"sep=(.)\r?\n", text)  # Excel's
+    separator = re.match(r"sep=([,;|\t])\r?\n", text)  # Excel's
     start, delimiter = (separator.end(), separator[1]) if separator else (0, _delimiter(text))
     read = partial(_read_dialect, path, delimiter=delimiter, start=start, no_header=no_header)
-    if quoting is not None or '"' not in text:
-        table, problem = read(text, is_quoted=quoting != "none")
-    else:
-        table, problem = read(text)
+    table, problem = read(text, is_quoted=quoting != "none")
+    if quoting is None and '"' in text:
         if problem:
             table, _ = read(re.sub(r'(?<!\\)\\"', '""', text))
-        # whoever writes CSV quotes whole columns, or few cells that need it
+        swallowing = _swallowing(table, delimiter) if table else []
+        # whoever writes CSV quotes whole columns, or the few cells that need it
         quotes = text.count('\n"') + text.count(delimiter + '"')
         plain, _ = read(text, is_quoted=False) if 2 * quotes < text.count("\n") else (None, None)
-        if plain and _are_quotes_text(plain, table, delimiter):
+        if plain and _are_quotes_text(plain, table is None or bool(swallowing), delimiter):
             note = f"{path}: read line by line, since its quotes seem to be the texts' own (else: --quoting csv)"
             return plain._replace(notes=(*plain.notes, note))
+        if swallowing:
+            note = f"{path}: a text in quotes holds what look like rows: see {listed('line', swallowing)}"
+            table = table._replace(notes=(*table.notes, note))
     if table is None:
         raise problem
     return table
@@ -257,23 +259,27 @@ def _read_dialect(
         return None, error
 
 
-def _are_quotes_text(plain: Table, quoted: Table | None, delimiter: str) -> bool:
-    """Return whether a file that can be read line by line has quotes of the texts' own, not CSV's.
+def _swallowing(table: Table, delimiter: str) -> list[int]:
+    """Return the lines of rows with a cell of several lines, of which one seems to be a row by itself.
 
-    Args:
-        plain: the file read line by line.
-        quoted: the file read as CSV, if it can be.
+    It has as many cells as the header and, since a text may have commas, one that stands in its column elsewhere.
     """
+    found, known = [], [set(column) - {""} for column in table.cells]
+    for column in table.cells:
+        for number, cell in zip(table.lines, column, strict=True):
+            rows = [line.split(delimiter) for line in cell.splitlines()] if "\n" in cell else []
+            rows = [row for row in rows if len(row) == len(known) > 1]
+            if any(delimiter == "\t" or any(map(set.__contains__, known, row)) for row in rows):
+                found.append(number)
+    return found
+
+
+def _are_quotes_text(plain: Table, is_broken: bool, delimiter: str) -> bool:
+    """Return whether the quotes of a file that can be read line by line are the texts' own, not CSV's."""
     cells = [cell for column in plain.cells for cell in column if cell.startswith('"')]
     if any(cell.endswith('"') and '""' in cell[1:-1] for cell in cells):
         return False  # doubled, as only a writer of CSV does it
-    if quoted is None:
-        return True
-    if len(plain.lines) > len(quoted.lines):
-        # quotes swallow lines that are rows; a text of several lines, cut at its commas, would give new labels
-        pairs = zip(plain.cells, quoted.cells, strict=True)
-        return len(plain.columns) > 1 and (delimiter == "\t" or any(set(one) <= set(other) for one, other in pairs))
-    return delimiter == "\t" and not all("," in cell for cell in cells)  # Excel quotes cells with commas, there, too
+    return is_broken or (delimiter == "\t" and not all("," in cell for cell in cells))  # Excel quotes these, too
 
 
 # -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from classifier.errors import UserError
 
 ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
 FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
-LABELS = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
+NUM_CLASSES = 5
 
 Phrase = tuple[str, int]  # as a TSV file of SST writes it, with a leading space, and its class number
 
@@ -29,7 +29,7 @@ def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
     Raises:
         UserError: a file is not in the format, or a tree is not that of its sentence; names the line.
     """
-    splits = {split: read_course_file(file, len(LABELS), split == "test") for split, file in files.items()}
+    splits = {split: read_course_file(file, NUM_CLASSES, split == "test") for split, file in files.items()}
     seen = {_letters(text) for examples in splits.values() for text in examples.texts} | {""}
     train, trees = splits["train"], list(read_trees(tree_file))
     if len(trees) != len(train.texts):
@@ -67,17 +67,16 @@ def read_trees(path: Path) -> Iterator[list[Phrase]]:
 def _phrases(line: str) -> list[Phrase]:
     phrases: list[Phrase] = []
     begun: list[tuple[int, list[str]]] = []  # label and words so far, the innermost last
-    tokens = (token for token in re.split("([() ])", line) if token.strip(" "))
-    for token in tokens:
-        if token == "(" and (begun or not phrases):
-            begun.append((LABELS[next(tokens, "")], []))
-        elif token == ")":
-            label, words = begun.pop()
-            phrases.append((" " + " ".join(words), label))
+    for label, word in re.findall(r"\(([0-4]) |([^ ()]+)|\)", line):
+        if label:
+            begun.append((int(label), []))
+        elif word:
+            begun[-1][1].append(word)
+        else:
+            number, words = begun.pop()
+            phrases.append((" " + " ".join(words), number))
             if begun:
                 begun[-1][1].extend(words)
-        else:
-            begun[-1][1].append(token)
     if begun or not phrases:
         raise ValueError
     return phrases

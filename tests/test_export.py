@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 import export_hf
 from classifier.answers import models as answers
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.rows import read_rows
+from classifier.data.own import read_course_file
 from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
 from classifier.gpt2 import load_gpt2
@@ -80,7 +80,7 @@ def our_tokens(text: str, leading_space: bool, prompt: list[int], block_size: in
 
 
 def sentences(path: Path, num_classes: int) -> list[str]:
-    return [row.sentence for row in read_rows(path, num_classes, labelled=True)]
+    return read_course_file(path, num_classes).texts
 
 
 def assert_same(theirs: torch.Tensor, ours: torch.Tensor) -> None:

@@ -1,12 +1,14 @@
 """Broken files and odd options: read as they were or refused in a line, and nothing is changed. See make torture."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import shlex
 import signal
-from argparse import Namespace
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from runs import RUN, same_state
 
 from classifier import checkpoint
 from classifier.data.dataset import FIELDS, load_split
-from classifier.data.own import find_sources
-from classifier.data.rows import read_rows, read_texts
+from classifier.data.own import choose_columns, name_classes, number_labels, read_course_file, read_examples
+from classifier.data.rows import read_table
 from classifier.errors import UserError
 from classifier.files import file_sha256
 from classifier.gpt2 import load_gpt2
@@ -28,7 +30,7 @@ from classifier.training.seeds import ended_run
 
 INPUTS = 600 if "TORTURE" in os.environ else 60  # of each kind
 SECONDS = 60  # an input that takes longer hangs
-OWN = ["own.csv", "own16.csv", "own.jsonl", "own.csv.gz"]
+OWN = ["own.csv", "own16.csv", "own.jsonl", "own.json", "own.csv.gz", "own.csv.bz2", "own.csv.xz", "own.zip"]
 
 
 @pytest.fixture
@@ -95,18 +97,20 @@ def read_checkpoint(folder: Path) -> None:
     assert same_state(checkpoint.load(folder / "out" / "last.pt")[1], read_checkpoint.expected)
 
 
-def read_table(folder: Path) -> None:
+def read_tsv(folder: Path) -> None:
     """Text may become other text; what must not be is a crash, or another shape."""
-    rows = read_rows(folder / "data" / "sample" / "dev.tsv", 2, labelled=True)
-    assert all(row.sentence.strip() and row.label in (0, 1) for row in rows)
+    found = read_course_file(folder / "data" / "sample" / "dev.tsv", 2)
+    assert all(map(str.strip, found.texts)) and set(found.labels.tolist()) <= {0, 1}
 
 
 def read_own(folder: Path, names: list[str] = OWN) -> None:
-    """The same, of whatever format, with the columns that are found in it."""
-    options = Namespace(text_column=None, label_column=None, id_column=None)
+    """The same, of whatever format, with the columns and classes that are found in it."""
     for name in names:
-        sources, _ = find_sources({"train": str(folder / name)}, options)
-        assert all(row.sentence.strip() and row.sentence.encode() for row in read_texts(sources["train"], True))
+        table = read_table(folder / name)
+        found, _ = read_examples([table], choose_columns(table, {})[0])
+        labels, _ = name_classes(found, [])
+        assert all(text.strip() and text.encode() for text in found.texts)
+        assert len(number_labels(found, labels).labels) == len(found.ids) == len(found.places)
 
 
 def read_parquet(folder: Path) -> None:
@@ -143,7 +147,7 @@ def read_config(folder: Path) -> None:
 KINDS = {  # what reads the files, and which files
     "data": (read_data, ["data/sample/meta.json", *(f"data/sample/dev{field}" for field in FIELDS)]),
     "checkpoint": (read_checkpoint, ["out/last.pt"]),
-    "tsv": (read_table, ["data/sample/dev.tsv"]),
+    "tsv": (read_tsv, ["data/sample/dev.tsv"]),
     "own": (read_own, OWN),
     "parquet": (read_parquet, ["own.parquet"]),
     "config": (read_config, ["config.py"]),
@@ -169,7 +173,12 @@ def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):
         (workspace / "own.csv").write_text(table, encoding="utf-8")
         (workspace / "own16.csv").write_text(table, encoding="utf-16")
         (workspace / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (workspace / "own.csv.gz").write_bytes(gzip.compress(table.encode()))
+        (workspace / "own.json").write_text(json.dumps(rows, indent=1))
+        for pack in (gzip, bz2, lzma):
+            suffix = {gzip: "gz", bz2: "bz2", lzma: "xz"}[pack]
+            (workspace / f"own.csv.{suffix}").write_bytes(pack.compress(table.encode()))
+        with zipfile.ZipFile(workspace / "own.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("own.csv", table)
     if kind == "weights":
         sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
         transformers_model("GPT2Model", workspace / "weights", **sizes)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import prepare_own
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.own import choose_dev, count_repeats, sentence_hash
+from classifier.data.own import Examples, choose_dev, count_repeats, hash_sentences
 from classifier.data.tokenizer import load_tokenizer
 from classifier.errors import UserError
 from classifier.settings import read_settings
@@ -77,9 +77,61 @@ def test_numbers_as_labels_keep_their_values_and_may_be_named(run):
     write("b.tsv", [("bad", 0), ("good", 1)])
     run("--train", "b.tsv", "--dev", "b.tsv", "--labels", "no", "yes", name="y")
     assert load_meta("data/y")["label_names"] == ["no", "yes"]
-    write("c.tsv", [("bad", 1), ("good", 3), ("so so", 2)])
-    run("--train", "c.tsv", "--dev", "c.tsv", "--labels", "1", "2", "3", name="z")
-    assert [label for _, _, label in examples("train", "z")] == [0, 2, 1]
+
+
+def test_other_numbers_are_names_in_their_order(run):
+    for labels, names in [
+        ([5, 1, 3], ["1", "3", "5"]),
+        ([0, -1, 1], ["-1", "0", "1"]),
+        (["10 stars", "1 star", "2 stars"], ["1 star", "2 stars", "10 stars"]),
+        (["2.5", "10", "b"], ["2.5", "10", "b"]),
+        (["0.0", "1.0", "10.0"], ["0.0", "1.0", "10.0"]),
+        (["x2", "x10", "2"], ["2", "x2", "x10"]),
+    ]:
+        write("a.tsv", [(f"text {label}", label) for label in labels])
+        run("--train", "a.tsv", "--dev", "a.tsv")
+        assert load_meta("data/x")["label_names"] == names
+        assert [names[number] for _, _, number in examples("train")] == [str(label) for label in labels]
+    run("--train", "a.tsv", "--dev", "a.tsv", "--labels", "x10", "2", "x2")
+    assert [label for _, _, label in examples("train")] == [2, 0, 1]
+    write("a.tsv", [("bad", -1), ("good", 1)])
+    run("--train", "a.tsv", "--dev", "a.tsv", "--labels", "no", "yes")
+    assert load_meta("data/x")["label_names"] == ["no", "yes"]
+
+
+def test_one_value_in_two_spellings_is_one_class_in_all_splits(run):
+    for train, dev, names in [
+        (["1.0", "0.0", "0"], ["0", "01", "+1"], ["0", "1.0"]),
+        (["true", "False", "TRUE"], ["True", "false", "FALSE"], ["False", "TRUE"]),
+    ]:
+        write("a.tsv", [(f"text {i}", label) for i, label in enumerate(train)])
+        write("d.tsv", [(f"other {i}", label) for i, label in enumerate(dev)])
+        run("--train", "a.tsv", "--dev", "d.tsv", "--test", "d.tsv")
+        assert load_meta("data/x")["label_names"] == names
+        assert len({label for _, _, label in examples("train")}) == 2
+        assert [label for _, _, label in examples("dev")] == ([0, 1, 1] if "0" in dev else [1, 0, 0])
+        assert examples("test") == examples("dev")
+
+
+def test_class_names_keep_their_characters(run):
+    names = ["mauvais", "tr\u00e8s\u00a0bien", "\u0645\u06cc\u200c\u067e\u0633\u0646\u062f\u0645", "a\u200db"]
+    write("a.tsv", [(f"text {name}", name) for name in names])
+    printed = run("--train", "a.tsv", "--dev", "a.tsv")
+    assert load_meta("data/x")["label_names"] == sorted(names) and all(name in printed for name in names)
+
+
+def test_as_many_classes_as_the_model_takes(run):
+    rows = [(f"text {i}", f"class {i % 2**15}") for i in range(2**16)]
+    write("a.tsv", rows)
+    write("d.tsv", rows[-5:])
+    printed = run("--train", "a.tsv", "--dev", "d.tsv")
+    assert "are these classes?" not in printed and load_split("data/x", "train").labels.max() == 2**15 - 1
+    assert [label for _, _, label in examples("dev")] == list(range(2**15 - 5, 2**15))
+    write("a.tsv", rows[: 2**15 + 5])
+    assert "are these classes? there are 32,768 in 32,773 rows" in run("--train", "a.tsv", "--dev", "d.tsv")
+    write("a.tsv", [*rows, ("x", "one more")])
+    with pytest.raises(UserError, match="a.tsv: 32,769 different labels: there must be 2 to 32,768 classes"):
+        run("--train", "a.tsv", "--dev", "d.tsv")
 
 
 def test_columns_of_other_names_and_a_test_file_without_labels(run):
@@ -89,46 +141,44 @@ def test_columns_of_other_names_and_a_test_file_without_labels(run):
     run("--train", "a.tsv", "--dev", "a.tsv", "--test", "t.tsv", *named, "--id_column", "key")
     assert examples("train") == [("n1", "fine", 1), ("n2", "dull", 0)]
     assert load_split("data/x", "test").ids() == ["n3"] and load_split("data/x", "test").labels is None
-    with pytest.raises(UserError, match=r"a.tsv, line 1: no column 'sentence'; .*'key, y, text'"):
+    with pytest.raises(UserError, match="a.tsv: no column 'sentence' among 'key' .as 'n1'., 'y' .as 'pos'., 'text'"):
         run("--train", "a.tsv", "--dev", "a.tsv", "--text_column", "sentence", "--label_column", "y")
-    with pytest.raises(UserError, match="line 1: no column 'uid'"):
+    with pytest.raises(UserError, match="no column 'uid'"):
         run("--train", "a.tsv", "--dev", "a.tsv", *named, "--id_column", "uid")
 
 
 GOOD = [("fine", "pos"), ("dull", "neg"), ("good", "pos"), ("bad", "neg")]
 REFUSED = {
     "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is none of 'neg, pos'"),
-    "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], r"a.tsv, line 6: the label 'meh'"),
-    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "no row of a.tsv has the label 'meh'"),
-    "number left out": ([("a", 0), ("b", 1), ("c", 3)], [], "a.tsv: the labels go up to 3, but none is 2"),
-    "numbers from 1 on": ([("a", 1), ("b", 2)], [], r"none is 0: .* --labels 1 2"),
-    "absurd number": ([("a", 0), ("b", 999999999)], [], "none is 1:"),
-    "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "names 3 classes, but a.tsv has 2"),
+    "no dev label": (GOOD, ["--dev", "e.tsv"], "e.tsv, line 3: no label"),
+    "some test labels": (GOOD, ["--test", "e.tsv"], "e.tsv, line 3: no label, though others have one: label all"),
+    "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], "--labels must name the 3 labels"),
+    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "--labels must name the 2 labels of a.tsv"),
+    "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "--labels must name the 2 labels of a.tsv"),
     "one class": ([("a", "pos"), ("b", "pos")], [], "every label is 'pos'"),
-    "one number": ([("a", "0"), ("b", "00")], [], "every label is '0'"),
-    "no rows": ([], [], "a.tsv: no examples"),
-    "empty label": ([("a", "pos"), ("b", " ")], [], "a.tsv, line 3: the label '' is empty"),
-    "label of control characters": ([("a", "\x1b[2J")], [], "a.tsv, line 2: the label"),
-    "the wrong column": ([(f"a{i}", f"b{i}") for i in range(1001)], [], "line 1002: more than 1,000 different labels"),
-    "single sentence": ([*GOOD, ("so", "meh")], [], "the class 'meh' has fewer than two different sentences"),
+    "one number": ([("a", "0"), ("b", "0.0")], [], "every label is '0'"),
+    "no rows": ([], [], "a.tsv: no row has a text"),
+    "empty label": ([("a", "pos"), ("b", " ")], [], "a.tsv, line 3: no label: label the row or remove it"),
+    "label of control characters": ([("a", "\x1b[2J")], [], "a.tsv, line 2: the label .* is no name"),
+    "the wrong column": ([(f"a{i}", f"b{i}") for i in range(1001)], [], "the class 'b0' has fewer than two"),
+    "single sentence": ([*GOOD, ("so", "meh")], [], "the class 'meh' has fewer than two different texts"),
     "repeats of one": ([*GOOD, ("so", "meh"), ("so", "meh")], [], "the class 'meh' has fewer than two"),
-    "share too small": (GOOD, [], "a share of 0.1 of 4 sentences is 1, less than one for each of 2 classes"),
-    "empty sentence": ([("", "pos")], [], "a.tsv, line 2: the sentence is empty"),
+    "share too small": (GOOD, [], "a share of 0.1 cannot be set aside as dev .*: add texts, change"),
     "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
     "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
     "seed": (GOOD, ["--seed", "-1"], "--seed must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
-    "one column for two": (GOOD, ["--text_column", "sentiment"], "three columns"),
-    "no name": (GOOD, ["--dev", ""], ". is no regular file"),
-    "no such file": (GOOD, ["--test", "nowhere.tsv"], "nowhere.tsv does not exist"),
-    "a folder": (GOOD, ["--dev", "."], "is no regular file"),
-}
+    "one column for two": (GOOD, ["--text_column", "sentiment"], "must be different columns"),
+    "groups without a split": (GOOD, ["--dev", "d.tsv", "--group_column", "sentence"], "--group_column .* with --dev"),
+    "a folder": (GOOD, ["--dev", "."], ". is a folder, and in it there are no folders"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rows, arguments, message", REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_is_refused_and_nothing_written(run, rows, arguments, message):
     write("a.tsv", rows)
     write("d.tsv", [("fine", "pos"), ("hm", "odd")])
+    write("e.tsv", [("fine", "pos"), ("hm", "")])
     with pytest.raises(UserError, match=message):
         run("--train", "a.tsv", *arguments)
     assert not Path("data").exists() and not Path("config").exists()
@@ -146,29 +196,63 @@ def test_a_name_that_is_taken_or_none_is_refused(run, name):
 CLASSES = st.lists(st.integers(2, 40), min_size=2, max_size=5)
 
 
+def made_of(texts: list, labels: np.ndarray, groups: list = ()) -> Examples:
+    texts = [f"text {text}" for text in texts]
+    return Examples(texts, texts, texts, np.array(labels), [str(group) for group in groups])
+
+
 @settings(max_examples=150, deadline=None)
 @given(CLASSES, st.lists(st.integers(0, 10**6), max_size=60), st.floats(0.05, 0.5), st.integers(0, 2**32 - 1))
 def test_the_split_is_stratified_and_keeps_repeated_sentences_together(counts, repeats, share, seed):
-    random = np.random.default_rng(seed)
-    distinct = random.choice(2**62, size=sum(counts), replace=False).astype(np.uint64)
     classes = np.repeat(np.arange(len(counts)), counts)
-    picked = np.concatenate([np.arange(len(distinct)), np.array(repeats, dtype=int) % len(distinct)])
-    picked = random.permutation(picked)
+    size = len(classes)
+    picked = np.concatenate([np.arange(size), np.array(repeats, dtype=int) % size])
+    picked = np.random.default_rng(seed).permutation(picked)
     names = [str(i) for i in range(len(counts))]
+    train = made_of(picked.tolist(), classes[picked])
     try:
-        in_dev = choose_dev(distinct[picked], classes[picked], names, share, seed)
+        in_dev = choose_dev(train, names, share, seed)
     except UserError as error:
-        assert len(distinct) * share <= len(counts) or "left to train on" in str(error)
+        assert size * share <= len(counts) or "left to train on" in str(error)
         return
     sides = defaultdict(set)
     for sentence, side in zip(picked.tolist(), in_dev.tolist(), strict=True):
         sides[sentence].add(side)
     assert all(len(side) == 1 for side in sides.values())
-    assert sum(side == {True} for side in sides.values()) == int(np.ceil(share * len(distinct)))
+    assert sum(side == {True} for side in sides.values()) == int(np.ceil(share * size))
     for number, count in enumerate(counts):
         chosen = sum(sides[sentence] == {True} for sentence in np.flatnonzero(classes == number).tolist())
         assert abs(chosen - share * count) < 2 and chosen < count
-    assert (choose_dev(distinct[picked], classes[picked], names, share, seed) == in_dev).all()
+    assert (choose_dev(train, names, share, seed) == in_dev).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.2, 0.5]))
+def test_a_group_and_a_repeated_sentence_stand_on_one_side(seed, share):
+    random = np.random.default_rng(seed)
+    groups, texts, labels = random.integers(0, 80, 600), random.integers(0, 20_000, 600), random.integers(0, 3, 600)
+    in_dev = choose_dev(made_of(texts.tolist(), labels, groups.tolist()), list("abc"), share, seed)
+    for together in (groups, texts):
+        assert not np.intersect1d(together[in_dev], together[~in_dev]).size
+    shares = np.bincount(labels[in_dev]) / np.bincount(labels)
+    assert abs(in_dev.mean() - share) < 0.1 and (np.abs(shares - share) < 0.2).all()
+
+
+def test_groups_that_many_repeated_sentences_tie_together_are_trained_on(run):
+    """As customers who all have written "thanks": they must not become the dev split as a whole."""
+    tied = [("thanks", 0, f"customer {i}") for i in range(60)]
+    rows = [*tied, *((f"mail {i}", i % 2, f"other {i // 4}") for i in range(40))]
+    write("a.tsv", rows, header="text\tlabel\tfrom")
+    run("--train", "a.tsv", "--group_column", "from")
+    assert 4 <= len(examples("dev")) <= 20 and "thanks" not in {text for _, text, _ in examples("dev")}
+
+
+def test_groups_are_a_column(run):
+    write("a.tsv", [(f"mail {i}", i % 2, f"customer {i // 6}") for i in range(120)], header="text\tlabel\tfrom")
+    run("--train", "a.tsv", "--test", "a.tsv", "--group_column", "From")
+    train, dev = ({(int(id) - 1) // 6 for id, _, _ in examples(split)} for split in ("train", "dev"))
+    assert train and dev and not train & dev
+    assert len(examples("train")) + len(examples("dev")) == 120
 
 
 def test_the_split_loses_nothing_and_depends_on_the_seed_alone(run):
@@ -216,7 +300,7 @@ def test_repeats_and_conflicts_as_counted_by_hand(rows):
     for sentence, label in rows:
         labels[sentence].append(label)
     expected = sum(len(given) > 1 for given in labels.values()), sum(len(set(given)) > 1 for given in labels.values())
-    sentences = np.array([sentence_hash(str(sentence)) for sentence, _ in rows], dtype=np.uint64)
+    sentences = hash_sentences([str(sentence) for sentence, _ in rows])
     assert count_repeats(sentences, np.array([label for _, label in rows], dtype=np.int16)) == expected
 
 

@@ -55,8 +55,6 @@ def test_trees_are_read_as_their_phrases(tmp_path_factory, trees):
         b"(2 a))",
         b"(2 (3 a) \xff)",
         b"(12 a)",
-        b"(2 a) (3 b)",
-        b"(2 " + b"a" * 66_000 + b")",
     ],
 )
 def test_what_is_no_tree_is_refused_with_its_line(tmp_path, line):

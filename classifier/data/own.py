@@ -288,8 +288,8 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
             folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of classes with fewer rows than folds
-                _, dev = next(folds.split(labels, labels, _tied(sentence_of_row, train.groups)))
-            in_dev[dev] = True
+                parts = [dev for _, dev in folds.split(labels, labels, _tied(sentence_of_row, train.groups))]
+            in_dev[min(parts, key=lambda rows: abs(len(rows) - share * len(labels)))] = True
         else:
             size = math.ceil(share * len(first))
             _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)

@@ -79,7 +79,7 @@ def prepare(
 
 
 def prepare_course(
-    task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path, detokenized: bool
+    task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path, detokenized: bool = False
 ) -> None:
     """Prepare a task of the course from its TSV files, of which that of the test split has no labels."""
     splits = {split: read_course_file(path, len(label_names), split == "test") for split, path in files.items()}

@@ -131,8 +131,11 @@ def _broken(path: Path, kind: str, error: Exception) -> UserError:
 def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
     for mark, name in MARKS.items():
         encoding = name if content.startswith(mark) else encoding
+    if encoding is None and b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise UserError(f"{path}, line {line}: a NUL byte: no text, or UTF-16 without its mark (--encoding utf-16-le)")
     try:
-        text = content.decode(encoding or "utf-8")
+        return content.decode(encoding or "utf-8")
     except LookupError:
         raise UserError(f"--encoding {encoding}: there is no such encoding; cp1252 is one") from None
     except UnicodeDecodeError as error:
@@ -144,10 +147,6 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
             f"{path}, line {line}: not UTF-8. As cp1252, of older Windows programs, it reads {around!r}: if that is "
             f"right, add --encoding cp1252, else --encoding with the name of its own"
         ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {line}: a NUL byte: no text, or UTF-16 without its mark (--encoding utf-16-le)")
-    return text
 
 
 # -----------------------------------------------------------------------------

@@ -39,8 +39,7 @@ def main() -> None:
         refuse_to_replace(folder, options.name, named(files["train"]))
     splits = read_splits(files, options)
     labels, names = own.name_classes(splits["train"], options.labels)
-    rows = len(splits["train"].texts)
-    if 2 * len(labels) > rows:
+    if 2 * len(labels) > (rows := len(splits["train"].texts)):
         print_filled(f"are these classes? there are {len(labels):,} in {rows:,} rows (else: --label_column)")
     splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
     if "dev" not in splits:
@@ -50,8 +49,7 @@ def main() -> None:
         files["dev"] = files["train"]
 
     prepare(options.name, splits, files, names, LONGEST, folder)
-    if names != list(map(str, range(len(names)))):
-        print_labels(names)
+    print_labels(names)
     print_repeats(splits)
     lengths = np.diff(load_split(folder, "train").offsets)
     block_size = suggest_block_size(lengths)
@@ -68,18 +66,15 @@ def main() -> None:
 
 def read_splits(files: dict[str, list[Path]], options: Namespace) -> dict[str, own.Examples]:
     """Return split -> examples; the columns of the first file hold for all. Print what is done about the files."""
-    read = {
-        split: [read_table(f, options.no_header, options.quoting, options.encoding) for f in files[split]]
-        for split in files
-    }
-    columns, reasons = own.choose_columns(
-        read["train"][0], {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
-    )
+    how = options.no_header, options.quoting, options.encoding
+    tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
+    named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
+    columns, reasons = own.choose_columns(tables["train"][0], named)
     print_filled(f"columns: {reasons}")
     splits = {}
-    for split, tables in read.items():
-        splits[split], notes = own.read_examples(tables, columns, split == "test")
-        for note in [*(note for table in tables for note in table.notes), *notes]:
+    for split in files:
+        splits[split], notes = own.read_examples(tables[split], columns, split == "test")
+        for note in [*(note for table in tables[split] for note in table.notes), *notes]:
             if options.strict:
                 raise UserError(f"{note} (--strict)")
             print_filled(note)
@@ -100,11 +95,9 @@ def read_options() -> Namespace:
     add("--text_column", **column, nargs="+", help=text)
     add("--label_column", **column, nargs=1, help="their labels (default: found by name, as label, class)")
     add("--id_column", **column, nargs=1, help="their ids (default: id if there is one, else the row's number)")
-    group = "without --dev: rows with the same cell here, as of one customer, stay on one side"
-    add("--group_column", **column, nargs=1, help=group)
+    add("--group_column", **column, nargs=1, help="rows with the same cell here stay on one side of the dev split")
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
-    quoting = "whether quotes are CSV's or stand for themselves (default: found out)"
-    add("--quoting", choices=("csv", "none"), help=quoting)
+    add("--quoting", choices=("csv", "none"), help="whose quotes are: CSV's, or the texts' own (default: found out)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with its mark), as cp1252")
     add("--strict", action="store_true", help="refuse what is else told in a line, as rows without a text")
     names = "the classes' names in the order of their numbers (default: the labels, by number or alphabet)"
@@ -158,7 +151,8 @@ def print_filled(line: str) -> None:
 def print_labels(names: list[str]) -> None:
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
     more = f", ... ({len(names)} classes)" if len(names) > 20 else ""
-    print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))
+    if names != list(map(str, range(len(names)))):
+        print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))
 
 
 def print_repeats(splits: dict[str, own.Examples]) -> None:
@@ -166,9 +160,8 @@ def print_repeats(splits: dict[str, own.Examples]) -> None:
     hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
     for split, examples in splits.items():
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
-        differing = (
-            f", {conflicting:,} of them with differing labels" if repeated and examples.labels is not None else ""
-        )
+        has_conflicts = repeated and examples.labels is not None
+        differing = f", {conflicting:,} of them with differing labels" if has_conflicts else ""
         print(f"{split}: {_sentences(repeated)} more than once{differing}")
     for one, other in combinations(splits, 2):
         print(f"{one} and {other}: {_sentences(len(np.intersect1d(hashes[one], hashes[other])))} in both")

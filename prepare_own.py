@@ -47,7 +47,6 @@ def main() -> None:
         in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
         splits = {"train": train.chosen(~in_dev), "dev": train.chosen(in_dev)} | splits
         files["dev"] = files["train"]
-
     prepare(options.name, splits, files, names, LONGEST, folder)
     print_labels(names)
     print_repeats(splits)
@@ -91,8 +90,7 @@ def read_options() -> Namespace:
     add("--test", **several, help="one to predict; it need not have labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
     column = {"metavar": "COLUMN", "default": []}
-    text = "the texts (default: found by name, as text, review); several are joined by line ends"
-    add("--text_column", **column, nargs="+", help=text)
+    add("--text_column", **column, nargs="+", help="the texts (default: found by name, as text); several are joined")
     add("--label_column", **column, nargs=1, help="their labels (default: found by name, as label, class)")
     add("--id_column", **column, nargs=1, help="their ids (default: id if there is one, else the row's number)")
     add("--group_column", **column, nargs=1, help="rows with the same cell here stay on one side of the dev split")
@@ -100,13 +98,10 @@ def read_options() -> Namespace:
     add("--quoting", choices=("csv", "none"), help="whose quotes are: CSV's, or the texts' own (default: found out)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with its mark), as cp1252")
     add("--strict", action="store_true", help="refuse what is else told in a line, as rows without a text")
-    names = "the classes' names in the order of their numbers (default: the labels, by number or alphabet)"
-    add("--labels", metavar="LABEL", nargs="+", default=[], help=names)
-    share = "without --dev, the share of the sentences that is set aside (default: 0.1)"
-    add("--dev_share", metavar="SHARE", type=float, default=0.1, help=share)
+    add("--labels", metavar="LABEL", nargs="+", default=[], help="the classes' names, in order (default: the labels)")
+    add("--dev_share", metavar="SHARE", type=float, default=0.1, help="what is set aside without --dev (default: 0.1)")
     add("--seed", metavar="N", type=int, default=1337, help="another one sets others aside (default: 1337)")
-    overwrite = "replace config/finetune_NAME.py, and a data/NAME that does not come from a file of --train's name"
-    add("--overwrite", action="store_true", help=overwrite)
+    add("--overwrite", action="store_true", help="replace config/finetune_NAME.py, and a data/NAME of other files")
     options = parser.parse_args()
     if not re.fullmatch("[a-z0-9_][a-z0-9_-]{,63}", options.name):
         raise UserError(f"--name {options.name}: use a-z, 0-9, _ and - only, 64 at most, as in my-task")
@@ -114,8 +109,6 @@ def read_options() -> Namespace:
         raise UserError(f"--name {options.name}: taken by prepare_{options.name}.py; choose another name")
     if not 0 < options.dev_share <= 0.5:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
-    if not 0 <= options.seed < 2**32:
-        raise UserError(f"--seed must be a whole number from 0 to 2**32 - 1, not {options.seed}")
     if options.group_column and options.dev:
         raise UserError("--group_column keeps rows together where a dev split is set aside: not with --dev")
     options.labels = [label.strip() for label in options.labels]
@@ -135,8 +128,7 @@ def refuse_to_replace(folder: Path, name: str, train: str) -> None:
         ours = False
     if not ours:
         raise UserError(
-            f"{folder} holds something that was not prepared from a file {train}: "
-            f"choose another --name, or replace it with --overwrite"
+            f"{folder} holds something not prepared from {train}: choose another --name, or add --overwrite"
         )
 
 

@@ -244,7 +244,7 @@ def test_several_columns_are_joined_by_line_ends(run):  # noqa: F811
 NO_HEADER = {  # file -> the column of the texts
     "labels first": ("a.tsv", "ham\tThe soup was warm\nspam\tWin a boat\nham\tSee you\n", "2"),
     "texts first": ("a.tsv", "The soup was warm\t1\nWin a boat\t0\nSee you\t1\n", "1"),
-    "numbers": ("a.csv", "7,soup\n8,boat\n8,late\n9,tea\n", "2"),
+    "numbers": ("a.csv", "7,soup\n8,boat\n8,late\n1,2\n", "2"),
     "a label with a usual name": ("a.tsv", "comment\tsoup\nquestion\ttea?\ncomment\tboat\n", "2"),
 }
 

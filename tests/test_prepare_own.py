@@ -166,7 +166,6 @@ REFUSED = {
     "share too small": (GOOD, [], "a share of 0.1 cannot be set aside as dev .*: add texts, change"),
     "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
     "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
-    "seed": (GOOD, ["--seed", "-1"], "--seed must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
     "one column for two": (GOOD, ["--text_column", "sentiment"], "must be different columns"),
     "groups without a split": (GOOD, ["--dev", "d.tsv", "--group_column", "sentence"], "--group_column .* with --dev"),
@@ -347,7 +346,7 @@ def test_a_second_run_renews_the_data_and_keeps_the_config(run):
     assert config.read_text() == written + "dropout = 0.1\n" and len(examples("train")) == 5
     write("other.tsv", GOOD[:3])
     before = visible(Path("data/x"))
-    with pytest.raises(UserError, match="data/x holds something that was not prepared from a file other.tsv"):
+    with pytest.raises(UserError, match="data/x holds something not prepared from other.tsv"):
         run("--train", "other.tsv", "--dev", "a.tsv")
     assert visible(Path("data/x")) == before
     run("--train", "other.tsv", "--dev", "a.tsv", "--overwrite")

@@ -138,10 +138,10 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     """
     parts, notes, count = [], [], 0
     for table in tables:
-        texts = _cells(table, columns["text"])
-        labels = [label.strip() for label in _cells(table, columns["label"], is_optional=is_test)]
-        groups = _cells(table, columns.get("group", []), is_optional=is_test)
-        ids = _cells(table, columns.get("id", ["id"]), is_optional="id" not in columns)
+        texts = cells_of(table, columns["text"])
+        labels = [label.strip() for label in cells_of(table, columns["label"], is_optional=is_test)]
+        groups = cells_of(table, columns.get("group", []), is_optional=is_test)
+        ids = cells_of(table, columns.get("id", ["id"]), is_optional="id" not in columns)
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
         part = Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
@@ -156,7 +156,7 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
-def _cells(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
+def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
     """Return a column's cells, or those of several joined; "" for those of an optional column that is not there."""
     if not names:
         return []

@@ -170,9 +170,10 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool,
                 first = f"{'first row' if no_header else 'header'} has {len(names)}"
                 raise UserError(f"{path}, {unit} {line}: {len(row)} columns, but the {first}{hint}")
             row = (row + [""] * len(names))[: len(names)]
-        if row[-1] == names[-1] and len(row) > 1 and [str(row[0]).lstrip("\ufeff"), *row[1:]] == names:
-            again.append(line)
-            continue
+        if row[-1] == names[-1] and len(row) > 1 and not no_header:
+            if [str(row[0]).lstrip("\ufeff"), *row[1:]] == names:
+                again.append(line)
+                continue
         lines.append(line)
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)

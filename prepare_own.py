@@ -13,6 +13,7 @@ import math
 import re
 import textwrap
 from argparse import Namespace
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
@@ -121,15 +122,11 @@ def refuse_to_replace(folder: Path, name: str, train: str) -> None:
     """Raise a UserError if the folder holds anything but what was prepared from training files of that name."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
-    try:
+    with suppress(UserError, KeyError):
         meta = load_meta(folder)
-        ours = meta["task"] == name and meta["splits"]["train"]["source"]["name"] == train
-    except (UserError, KeyError):
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{folder} holds something not prepared from {train}: choose another --name, or add --overwrite"
-        )
+        if meta["task"] == name and meta["splits"]["train"]["source"]["name"] == train:
+            return
+    raise UserError(f"{folder} holds something not prepared from {train}: choose another --name, or add --overwrite")
 
 
 # -----------------------------------------------------------------------------

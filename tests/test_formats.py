@@ -156,8 +156,8 @@ def test_a_folder_of_folders_has_a_class_in_each(run):  # noqa: F811
     assert examples("test") == [("pos/0_9.txt", "so\nso", 1)]
     source = load_meta("data/x")["splits"]["test"]["source"]
     assert source["name"] == "test" and source["sha256"] == hashlib.sha256(b"so\nso").hexdigest()
-    with pytest.raises(UserError, match="data is a folder, and in it there are no folders of .txt files"):
-        run("--train", "data", "--overwrite")
+    with pytest.raises(UserError, match="config is a folder, and in it there are no folders of .txt files"):
+        run("--train", "config", "--overwrite")
 
 
 def test_a_workbook_is_read_whatever_its_name(run):  # noqa: F811

@@ -135,6 +135,12 @@ def test_rows_have_their_lines_whatever_they_span(tmp_path):
         assert list(table.lines) == lines and table.place(1) == f"{tmp_path / name}, line {lines[1]}"
 
 
+def test_cells_may_be_of_any_length_and_lines_end_in_any_way(tmp_path):
+    (tmp_path / "a.csv").write_bytes(f"text,label,notes\ra,x,{'n' * 200_000}\r\n{'b' * 140_000},y,\n".encode())
+    table = read_table(tmp_path / "a.csv")
+    assert list(map(len, table.column("text"))) == [1, 140_000] and table.column("label") == ["x", "y"]
+
+
 def test_values_of_json_become_text_where_they_are_asked_for(tmp_path):
     rows = [{"text": 5, "label": True}, {"label": 1.5, "text": None, "more": [1]}, {"text": float("nan"), "label": "é"}]
     (tmp_path / "a.jsonl").write_text(json_lines(rows) + '{"text": "cut \\ud83d", "label": 0}')

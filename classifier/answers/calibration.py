@@ -88,8 +88,8 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
     temperature = fit_temperature(logits, labels)
     if len(labels) < FOLDS or not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
         raise UserError(
-            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: they are too few, "
-            "or the model has all of them right, or knows nothing of them"
+            f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples best: they are too "
+            "few, or the model has all of them right, or knows nothing of them"
         )
     stages = {"before": logits, "after": logits.double() / temperature, "estimate": calibrated_by_folds(logits, labels)}
     found = {"temperature": temperature, "examples": len(labels)}

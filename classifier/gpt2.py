@@ -1,11 +1,17 @@
-"""GPT-2's weights as people have them: found by transformers, read by torch, fitted into our model; and back."""
+"""GPT-2's weights as people have them, into our model; and back.
+
+What libraries do: transformers and huggingface_hub find or download the files, safetensors and torch read them, and
+load_state_dict names what is missing, unknown or of another shape. What is ours: the function must be GPT-2's, every
+parameter filled and none made up; a stored head must have the data's classes; and without a network a line says within
+5 seconds what to do.
+"""
 
 import json
 import re
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from zipfile import is_zipfile
 
@@ -26,7 +32,6 @@ GPT2S = {  # of a configuration; anything else would be another function
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
 }
 TRUNK_ALONE = "keep the trunk alone, under a new head: --new_head=True"
 FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
@@ -71,29 +76,33 @@ def load_gpt2(
     return filled(config, weights, name_or_path)
 
 
+# -----------------------------------------------------------------------------
+# from files to tensors
+
+
 def find_files(name: str) -> list[Path]:
     """Return the paths of config.json and of the weight files: in a folder, else in the hub's cache, else downloaded.
 
     Raises:
         UserError: there are none, or they are out of reach.
     """
-    from huggingface_hub import hf_hub_url  # here and not above, for a quick start without it
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # here and not above, for a quick start without it
     from huggingface_hub.utils import HFValidationError, logging
 
     logging.set_verbosity_error()  # one message is enough
-    if Path(name).expanduser().is_dir():
-        return files_of(str(Path(name).expanduser()), local_files_only=True)
+    if (folder := Path(name).expanduser()).is_dir():
+        return files_of(str(folder), local_files_only=True)
     repository = HUB_NAMES.get(name, name)
     try:
-        return files_of(repository, local_files_only=True)  # what is in the cache needs no network
-    except HFValidationError:
-        raise UserError(f"init_from: there is no folder {name!r}, and no model on the hub has such a name") from None
-    except UserError:
-        pass
-    try:
-        wait_for_answer(hf_hub_url(repository, "config.json"))
+        with suppress(UserError):
+            return files_of(repository, local_files_only=True)  # what is in the cache needs no network
+        # a download would try for half a minute, and looking up the hub's address heeds no time-out: hence the thread
+        url, limit = hf_hub_url(repository, "config.json"), {"timeout": ANSWER_SECONDS}
+        ThreadPool(1).apply_async(get_hf_file_metadata, [url], limit).get(ANSWER_SECONDS)
         print(f"{repository} is not in the Hugging Face cache: downloading it")
         return files_of(repository, local_files_only=False)
+    except HFValidationError:
+        raise UserError(f"init_from: there is no folder {name!r}, and no model on the hub has such a name") from None
     except UserError:
         raise
     except Exception as error:  # the hub client lets through the errors of whichever http library it uses
@@ -104,26 +113,6 @@ def find_files(name: str) -> list[Path]:
             f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
             f"bring the folder {folder} here, or name it with --init_from=DIR"
         ) from None
-
-
-def wait_for_answer(url: str) -> None:
-    """Return when the hub has said that there is such a file; a download would try for half a minute and longer.
-
-    Raises:
-        Exception: it has not, be it that there is none, no permission, no connection, or no answer in time.
-    """
-    from huggingface_hub import get_hf_file_metadata
-
-    answer = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(get_hf_file_metadata(url, timeout=ANSWER_SECONDS))
-        except Exception as error:
-            answer.set_exception(error)
-
-    Thread(target=ask, daemon=True).start()  # looking up a name heeds no time-out, and each address has its own
-    answer.result(ANSWER_SECONDS)
 
 
 def files_of(source: str, local_files_only: bool) -> list[Path]:
@@ -157,13 +146,11 @@ def read_file(path: Path) -> dict[str, Any]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-        if not isinstance(content, dict):
-            raise ValueError
+        return dict(content)
     except MemoryError:
         raise
     except Exception:  # they raise whatever the broken bytes lead them into
         raise UserError(f"{path} is truncated, damaged or of another program") from None
-    return content
 
 
 def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
@@ -182,26 +169,29 @@ def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
 def is_nanogpt(path: str) -> bool:
     """Return whether a file is a checkpoint of nanoGPT's; what cannot be read is none."""
     try:
-        return Path(path).expanduser().is_file() and "model_args" in read_file(Path(path).expanduser())
-    except UserError:
+        return "model_args" in read_file(Path(path).expanduser())
+    except (OSError, UserError):
         return False
 
 
 def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a config.json's content, and the tensors as transformers lays them out, from nanoGPT's ckpt.pt."""
     content = read_file(path)
-    sizes, weights = content.get("model_args"), unwrapped(content)
-    if not isinstance(sizes, dict):
+    if "model_args" not in content:
         raise UserError(f"{path} is no ckpt.pt of nanoGPT: name a folder with it as pytorch_model.bin and config.json")
-    weights = {name: tensor.t() if is_transposed(name, tensor) else tensor for name, tensor in weights.items()}
-    if not sizes.get("bias", True):  # no bias is one of zeros
+    sizes = content["model_args"]
+    weights = {name: turned(name, tensor) for name, tensor in unwrapped(content).items()}
+    if not sizes["bias"]:  # no bias is one of zeros
         layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
         weights |= {name.replace(".weight", ".bias"): torch.zeros(weights[name].shape[-1]) for name in layers}
     print(
         f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes its place"
     )
-    names = ("vocab_size", "n_layer", "n_head", "n_embd")
-    return {"n_positions": sizes.get("block_size")} | {name: sizes.get(name) for name in names}, weights
+    return sizes | {"n_positions": sizes["block_size"]}, weights
+
+
+# -----------------------------------------------------------------------------
+# from tensors to a model
 
 
 def read_config(
@@ -213,13 +203,13 @@ def read_config(
         config = GPTConfig(num_classes, *(theirs.get(name, size) for name, size in sizes.items()), dropout)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    for key, values in (GPT2S | {"n_inner": (None, 4 * config.n_embd)}).items():
+    for key, values in GPT2S.items():
         if theirs.get(key, values[0]) not in values:
             raise UserError(f"{path}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
     most = config.block_size
     if block_size is not None and block_size > most:
         raise UserError(f"block_size {block_size} is more than the {most} positions of {path}: try --block_size={most}")
-    return config if block_size is None else replace(config, block_size=block_size)
+    return replace(config, block_size=block_size or most)
 
 
 def check_head(source: str, classes: int, id2label: Any, num_classes: int, label_names: list[str] | None) -> None:
@@ -249,8 +239,6 @@ def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
     Raises:
         UserError: one is missing, unknown, of another shape, or no finite floating-point numbers.
     """
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        model = GPT(config)
     # transformers' head has no bias, and a language model has no head
     weights = {"head.bias": torch.zeros(config.num_classes)}
     if "score.weight" not in theirs:
@@ -258,21 +246,23 @@ def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
     for name, tensor in theirs.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise UserError(f"{printable(name)} in {source} is no tensor of floating-point numbers")
-        if name == "wpe.weight":
-            tensor = tensor[: config.block_size]
-        tensor = tensor.t() if is_transposed(name, tensor) else tensor
+        tensor = tensor[: config.block_size] if name == "wpe.weight" else turned(name, tensor)
         tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # the file is only mapped
         if not tensor.sum().isfinite():  # NaN and infinity get into every sum, which needs no memory
             raise UserError(f"{printable(name)} in {source} holds numbers that are not finite in float32")
         weights["head.weight" if name == "score.weight" else name] = tensor
+    with torch.device("meta"):  # shapes only
+        model = GPT(config)
     try:
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:  # it names what is missing, unknown or of another shape
-        _, _, wrong = str(error).partition(":")
-        raise UserError(
-            f"the weights in {source} do not fit the model: {printable(' '.join(wrong.split())):.600}"
-        ) from None
+    except RuntimeError as error:
+        wrong = " ".join(str(error).partition(":")[2].split())
+        raise UserError(f"the weights in {source} do not fit the model: {printable(wrong):.600}") from None
     return model
+
+
+# -----------------------------------------------------------------------------
+# and back
 
 
 def to_transformers(model: GPT) -> dict[str, Tensor]:
@@ -283,19 +273,15 @@ def to_transformers(model: GPT) -> dict[str, Tensor]:
     Raises:
         UserError: it does not go in there.
     """
-    theirs = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith("head."):
-            continue
-        theirs[f"transformer.{name}"] = tensor.t().contiguous() if is_transposed(name, tensor) else tensor
-    theirs["score.weight"] = model.head.weight.detach()
-    theirs["transformer.ln_f.bias"] = with_folded_bias(model)
-    return theirs
+    trunk = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    trunk["ln_f.bias"] = with_folded_bias(model)
+    theirs = {f"transformer.{name}": turned(name, tensor).contiguous() for name, tensor in trunk.items()}
+    return theirs | {"score.weight": model.head.weight.detach()}
 
 
-def is_transposed(name: str, tensor: Tensor) -> bool:
-    """Return whether transformers keeps this parameter as (in, out), where ours is (out, in)."""
-    return name.startswith("h.") and tensor.dim() == 2
+def turned(name: str, tensor: Tensor) -> Tensor:
+    """Return a parameter of ours as transformers keeps it, or theirs as we do: blocks' matrices the other way round."""
+    return tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def main() -> None:
         "tokenizer_config.json": json.dumps(tokenizer_config(leading_space, model.config.block_size), indent=2) + "\n",
         "README.md": model_card(loaded, len(prompt), header),
     }
-    with folder_written_whole(arguments.out, arguments.overwrite) as folder:
+    with folder_written_whole(arguments.out) as folder:
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")

@@ -41,15 +41,23 @@ def choose_device(setting: str) -> tuple[torch.device, str]:
 
 def _cuda_problem() -> str | None:
     """Return why CUDA cannot be used, or None where it can."""
-    if not torch.cuda.is_available():
-        return "no CUDA GPU" if torch.version.cuda else "PyTorch is built without it"
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # a build without CUDA; no GPU, no driver, or too old a one
+        return " ".join(str(error).split()).partition(" Please ")[0]  # whose advice is longer than the README's
     major, minor = torch.cuda.get_device_capability()
-    found = (re.fullmatch(r"(?:sm|compute)_([0-9]+)[af]?", arch) for arch in torch.cuda.get_arch_list())
-    built_for = [int(match[1]) for match in found if match]  # AMD's, as gfx90a, are not of this kind
-    if 10 * major + minor < min(built_for, default=0):  # recent wheels leave out older GPUs, a GTX 1080 among them
-        needs = f"this PyTorch (CUDA {torch.version.cuda}) needs compute capability {min(built_for) / 10} or more"
-        return f"{needs}, {torch.cuda.get_device_name()} has {major}.{minor}: install PyTorch for an older CUDA"
-    return None
+    built_for = " ".join(torch.cuda.get_arch_list())
+    known = [int(number) for number in re.findall("(?:sm|compute)_([0-9]+)", built_for)]  # none of AMD's, as gfx90a
+    if 10 * major + minor < min(known, default=0):  # recent wheels leave out older GPUs, a GTX 1080 among them
+        other = "an older CUDA"
+    elif known and major > max(known) // 10 and "compute_" not in built_for:
+        other = "a newer CUDA"  # only what is built as compute_ is compiled for GPUs to come
+    else:
+        return None
+    return (
+        f"this PyTorch (CUDA {torch.version.cuda}) is built for compute capability {min(known) / 10} to "
+        f"{max(known) / 10}, {torch.cuda.get_device_name()} has {major}.{minor}: install PyTorch for {other}"
+    )
 
 
 def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:

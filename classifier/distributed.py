@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classifier.errors import UserError
 
-TORCHRUN_SETS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment
 PATIENCE = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
 # how gloo and NCCL word that another process has gone
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
@@ -52,17 +51,17 @@ def joined(device: str) -> Iterator[None]:
 
 def _join(device: str) -> None:
     """Join the other processes, and leave printing to the first."""
-    if not TORCHRUN_SETS <= os.environ.keys():
+    if "LOCAL_RANK" not in os.environ:  # torchrun sets it
         return
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     local = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if 0 < gpus <= local:
+        raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
     if gpus:
-        if local >= gpus:
-            raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
         torch.cuda.set_device(local)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None
     if rank() > 0:
@@ -93,28 +92,19 @@ def share(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def parallel(model: nn.Module) -> nn.Module:
     """Return the model, of which several processes hold replicas with one gradient."""
-    if size() == 1:
-        return model
-    device = next(model.parameters()).device
-    device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    return model if size() == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def reducing(net: nn.Module, is_last: bool) -> AbstractContextManager:
     """Return the context of a micro-batch's backward pass: the gradients go round once, with the last one."""
     if not isinstance(net, DistributedDataParallel):
         return nullcontext()
-    if is_last:
-        _meet()
-    return nullcontext() if is_last else net.no_sync()
-
-
-def _meet() -> None:
-    """Wait until all processes have come this far: gloo raises an error where one has ended.
-
-    NCCL might wait for it until torchrun kills this process, in a kernel that no signal interrupts.
-    """
+    if not is_last:
+        return net.no_sync()
+    # all must have come this far: gloo raises an error where a process has ended, while NCCL might wait for it until
+    # torchrun kills this one, in a kernel that no signal interrupts
     dist.all_reduce(torch.zeros(()))
+    return nullcontext()
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -22,9 +22,7 @@ def run(main: Callable[[], Result]) -> Result:
     Exit status: 1 for a UserError, an OSError (disk full, no permission), a missing package or exhausted memory; 130
     for Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # no character shall stop the output
+    sys.stdout.reconfigure(errors="backslashreplace")  # no character shall stop the output
     try:
         result = main()
         sys.stdout.flush()
@@ -82,8 +80,6 @@ def printable(text: str) -> str:
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser that shows a script's docstring as it stands and fails like everything else here."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        fail("this script is a single process: start it with python, not with torchrun")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (--help shows the options)")
     return parser

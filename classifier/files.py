@@ -61,14 +61,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def folder_written_whole(folder: Path, replace: bool) -> Iterator[Path]:
+def folder_written_whole(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill; at the end of the block it takes folder's place, after an error all is as it was.
 
     A kill in the last moment, when the old one has stepped aside, leaves neither: the same command again writes it.
 
     Args:
-        folder: nothing as yet, or a folder; a link is followed.
-        replace: remove what the folder holds, once the new content is in its place. Else it must be empty.
+        folder: nothing as yet, or a folder, which is removed with all that it holds; a link is followed.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
@@ -82,9 +81,7 @@ def folder_written_whole(folder: Path, replace: bool) -> Iterator[Path]:
         yield new
         for path in (new, *new.rglob("*")):
             to_disk(path)
-        if target.exists() and not replace:
-            target.rmdir()  # fails where something has come into it in the meantime
-        elif target.exists():
+        if target.exists():
             target.rename(old)
         new.rename(target)
         to_disk(target.parent)
@@ -116,21 +113,19 @@ def hold(folder: Path) -> IO:
     Raises:
         UserError: a living process holds the folder.
     """
-    lock = open(folder / ".lock", "a+b", buffering=0)
+    lock = open(folder / ".lock", "a+", encoding="ascii")
+    lock.seek(0)
+    holder = lock.read().strip()
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read(20).decode("utf-8", "replace").strip()
-        lock.close()
-        raise UserError(
-            f"{folder} is in use by another process ({holder}): wait for it, or use another folder"
-        ) from None
+        why = f"{folder} is in use by another process ({holder}): wait for it, or use another folder"
+        raise UserError(why) from None
     except OSError:  # a file system without locks
         pass
     lock.truncate(0)
-    lock.write(f"{os.getpid()}\n".encode())
+    print(os.getpid(), file=lock, flush=True)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return lock

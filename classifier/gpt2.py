@@ -67,12 +67,12 @@ def load_gpt2(
         path, *files = find_files(name_or_path)  # the first is config.json
         theirs, weights = read_file(path), {}
         for file in files:
-            weights |= unwrapped(read_file(file))
+            weights |= {name: turned(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
     config = read_config(path, theirs, num_classes, dropout, block_size)
     if new_head:
-        weights.pop("score.weight", None)
-    if "score.weight" in weights:
-        check_head(name_or_path, len(weights["score.weight"]), theirs.get("id2label"), num_classes, label_names)
+        weights.pop("head.weight", None)
+    if "head.weight" in weights:
+        check_head(name_or_path, len(weights["head.weight"]), theirs.get("id2label"), num_classes, label_names)
     return filled(config, weights, name_or_path)
 
 
@@ -154,16 +154,19 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return tensors by their names in GPT2Model, freed from what training programs and other models wrap around them.
+    """Return tensors by our names, freed from what training programs and other models wrap around them.
 
     Left out are the causal masks that old versions stored, and a language model's output matrix, which is wte again.
     """
     for key in ("state_dict", "model"):
         if isinstance(stored.get(key), dict):
             stored = stored[key]
-    weights = {re.sub(r"^((module|_orig_mod|model|transformer)\.)*", "", name): stored[name] for name in stored}
-    unused = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
-    return {name: tensor for name, tensor in weights.items() if not name.endswith(unused)}
+    weights = {}
+    for name, tensor in stored.items():
+        name = re.sub(r"^((module|_orig_mod|model|transformer)\.)*", "", name)
+        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
+            weights["head.weight" if name == "score.weight" else name] = tensor
+    return weights
 
 
 def is_nanogpt(path: str) -> bool:
@@ -175,15 +178,14 @@ def is_nanogpt(path: str) -> bool:
 
 
 def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a config.json's content, and the tensors as transformers lays them out, from nanoGPT's ckpt.pt."""
+    """Return a config.json's content, and the tensors by our names, from nanoGPT's ckpt.pt."""
     content = read_file(path)
     if "model_args" not in content:
         raise UserError(f"{path} is no ckpt.pt of nanoGPT: name a folder with it as pytorch_model.bin and config.json")
-    sizes = content["model_args"]
-    weights = {name: turned(name, tensor) for name, tensor in unwrapped(content).items()}
+    sizes, weights = content["model_args"], unwrapped(content)
     if not sizes["bias"]:  # no bias is one of zeros
         layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
-        weights |= {name.replace(".weight", ".bias"): torch.zeros(weights[name].shape[-1]) for name in layers}
+        weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
     print(
         f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes its place"
     )
@@ -234,23 +236,22 @@ def check_head(source: str, classes: int, id2label: Any, num_classes: int, label
 
 
 def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
-    """Return a model of exactly these tensors, named and laid out as transformers'; a head that is not there is random.
+    """Return a model of exactly these tensors; a head that is not there is random.
 
     Raises:
         UserError: one is missing, unknown, of another shape, or no finite floating-point numbers.
     """
     # transformers' head has no bias, and a language model has no head
-    weights = {"head.bias": torch.zeros(config.num_classes)}
-    if "score.weight" not in theirs:
-        weights["head.weight"] = torch.empty(config.num_classes, config.n_embd).normal_(std=0.02)
+    random_head = torch.empty(config.num_classes, config.n_embd).normal_(std=0.02)
+    weights = {"head.weight": random_head, "head.bias": torch.zeros(config.num_classes)}
     for name, tensor in theirs.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise UserError(f"{printable(name)} in {source} is no tensor of floating-point numbers")
-        tensor = tensor[: config.block_size] if name == "wpe.weight" else turned(name, tensor)
+        tensor = tensor[: config.block_size] if name == "wpe.weight" else tensor
         tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # the file is only mapped
         if not tensor.sum().isfinite():  # NaN and infinity get into every sum, which needs no memory
             raise UserError(f"{printable(name)} in {source} holds numbers that are not finite in float32")
-        weights["head.weight" if name == "score.weight" else name] = tensor
+        weights[name] = tensor
     with torch.device("meta"):  # shapes only
         model = GPT(config)
     try:

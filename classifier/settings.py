@@ -3,12 +3,12 @@
     python finetune.py config/finetune_sst.py --batch_size=32
 
 Every lower-case name that a script gives a literal value at its top level is a setting, and the comment on that line is
-its help. SETTINGS below has their rules. A config file holds only `name = literal` lines: it is parsed, never executed.
+its help. RULES below has what must hold of it. A config file holds only `name = literal` lines: it is parsed, never
+executed.
 """
 
 import ast
 import difflib
-import math
 import os
 import shutil
 import sys
@@ -16,20 +16,12 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from classifier import errors
 from classifier.errors import UserError
 
 Rule = tuple[Callable[[Any], bool], str]  # what must hold of a value, and the same in words
-
-
-class Setting(NamedTuple):
-    """What is said of a setting beside its default and its meaning, which stand in finetune.py."""
-
-    rule: Rule | None = None  # of its own; without one, a number is NOT_NEGATIVE and a text is TEXT
-    may_change: bool = False  # on resume; anything else would make it another run
-    is_local: bool = False  # of one machine: may differ between the processes of a run
 
 
 def _one_of(*names: str) -> Rule:
@@ -40,56 +32,34 @@ POSITIVE = (lambda value: value > 0, "above 0")
 NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 NAME = (lambda value: value != "" and value.isprintable(), "a name")
-# not the bytes of another encoding, which Python makes lone surrogates of
-TEXT = (lambda value: value.encode(errors="ignore").decode() == value, "text in UTF-8")
 WORDS = (lambda value: all(type(word) is str and word and word.isprintable() for word in value), "a list of words")
 SEEDS = (
-    lambda value: all(type(seed) is int and 0 <= seed < 2**53 for seed in value) and len(set(value)) == len(value),
+    lambda value: all(type(seed) is int and seed >= 0 for seed in value) and len(set(value)) == len(value),
     "a list of different whole numbers, 0 or more",
 )
-BY_TYPE = {int: NOT_NEGATIVE, float: NOT_NEGATIVE, str: TEXT}
-SETTINGS = {
-    "data_dir": Setting(NAME, may_change=True, is_local=True),
-    "out_dir": Setting(NAME, may_change=True, is_local=True),
-    "overwrite": Setting(may_change=True),
-    "init_from": Setting(NAME, may_change=True, is_local=True),
-    "new_head": Setting(may_change=True),
-    "block_size": Setting(POSITIVE),
-    "label_words": Setting(WORDS),
-    "trainable_blocks": Setting((lambda value: value >= -1, "-1 or more")),
-    "dropout": Setting(FRACTION),
-    "n_layer": Setting(POSITIVE),
-    "n_head": Setting(POSITIVE),
-    "n_embd": Setting(POSITIVE),
-    "epochs": Setting(POSITIVE, may_change=True),  # but where the learning rate's schedule hangs on them
-    "max_steps": Setting(may_change=True),
-    "batch_size": Setting(POSITIVE),
-    "gradient_accumulation_steps": Setting(POSITIVE),
-    "token_budget": Setting(may_change=True, is_local=True),
-    "learning_rate": Setting(POSITIVE),
-    "lr_schedule": Setting(_one_of("constant", "cosine")),
-    "beta1": Setting(FRACTION),
-    "beta2": Setting(FRACTION),
-    "class_weights": Setting(_one_of("none", "balanced")),
-    "best_by": Setting(_one_of("accuracy", "macro_f1")),
-    "patience": Setting(may_change=True),
-    "save_interval": Setting(may_change=True),
-    "reference_accuracy": Setting(FRACTION, may_change=True),
-    "tensorboard_log": Setting(may_change=True),
-    "wandb_log": Setting(may_change=True),
-    "wandb_project": Setting(NAME, may_change=True),
-    "wandb_run_name": Setting(may_change=True),
-    "seeds": Setting(SEEDS, may_change=True),
-    "device": Setting(_one_of("auto", "cuda", "mps", "cpu"), may_change=True, is_local=True),
-    "dtype": Setting(_one_of("auto", "float32", "bfloat16", "float16")),
-    "activation_checkpointing": Setting(may_change=True),
+RULES: dict[str, Rule] = {  # any other number must be 0 or more
+    **dict.fromkeys(("block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size"), POSITIVE),
+    **dict.fromkeys(("gradient_accumulation_steps", "learning_rate"), POSITIVE),
+    **dict.fromkeys(("dropout", "beta1", "beta2", "reference_accuracy"), FRACTION),
+    **dict.fromkeys(("data_dir", "out_dir", "init_from", "wandb_project"), NAME),
+    "trainable_blocks": (lambda value: value >= -1, "-1 or more"),
+    "label_words": WORDS,
+    "seeds": SEEDS,
+    "lr_schedule": _one_of("constant", "cosine"),
+    "device": _one_of("auto", "cuda", "mps", "cpu"),
+    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "class_weights": _one_of("none", "balanced"),
+    "best_by": _one_of("accuracy", "macro_f1"),
 }
-MAY_CHANGE = {name for name, setting in SETTINGS.items() if setting.may_change}
-ARE_LOCAL = {name for name, setting in SETTINGS.items() if setting.is_local}
+# on resume, epochs only where the learning rate's schedule does not hang on them; anything else would be another run
+MAY_CHANGE = {"data_dir", "out_dir", "overwrite", "init_from", "new_head", "epochs", "max_steps", "seeds", "device"}
+MAY_CHANGE |= {"token_budget", "activation_checkpointing", "save_interval", "patience", "reference_accuracy"}
+MAY_CHANGE |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name"}
+ARE_LOCAL = {"data_dir", "out_dir", "init_from", "token_budget", "device"}  # of one machine, not of the whole run
 # since checkpoints were first written, and what held before
 ADDED = {"eval_interval": 0, "new_head": False, "token_budget": 0}
 ADDED |= {"class_weights": "none", "best_by": "accuracy", "patience": 0}
-NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)  # all that ast.literal_eval may raise
+NO_LITERAL = (ValueError, TypeError, SyntaxError)  # what ast.literal_eval raises
 
 
 def load_settings(script: str) -> SimpleNamespace:
@@ -178,14 +148,13 @@ def _checked(name: str, value: Any, origin: str, settings: dict[str, Any]) -> An
         hint = f"did you mean {nearest[0]!r}?" if nearest else "--help lists them all"
         raise UserError(f"{origin}: unknown setting {name!r}; {hint}")
     expected, kind = type(settings[name]), type(value)
-    limit, words = (2**53, "below 2**53") if kind is int else (math.inf, "a finite number")
-    if kind in (int, float) and not abs(value) < limit:  # nor is NaN
-        raise UserError(f"{origin}: {name} must be {words}, not {value!r:.60}")
+    if kind in (int, float) and not abs(value) < 2**53:  # nor is NaN
+        raise UserError(f"{origin}: {name} must be below 2**53, not {value!r:.60}")
     if expected is float and kind is int:
         value = float(value)
     elif kind is not expected:
         raise UserError(f"{origin}: {name} must be of type {expected.__name__}, not {kind.__name__} {value!r:.60}")
-    rule = SETTINGS.get(name, Setting()).rule or BY_TYPE.get(expected)
+    rule = RULES.get(name, NOT_NEGATIVE if expected in (int, float) else None)
     if rule and not rule[0](value):
         raise UserError(f"{origin}: {name} must be {rule[1]}, not {value!r:.60}")
     return value
@@ -194,7 +163,7 @@ def _checked(name: str, value: Any, origin: str, settings: dict[str, Any]) -> An
 def _help(script: str) -> str:
     """Return the script's docstring and one line a setting: its default and the comment beside it."""
     source = Path(script).read_text(encoding="utf-8")
-    columns = max(60, min(shutil.get_terminal_size().columns, 120))
+    columns = shutil.get_terminal_size().columns
     shown = [ast.get_docstring(ast.parse(source)) or "", "", "settings, with their defaults:"]
     for name, value, origin in _assignments(script, is_script=True):
         meaning = source.splitlines()[int(origin.rpartition(":")[2]) - 1].partition("  # ")[2]

@@ -1,27 +1,32 @@
 """Which device and number format a run takes, on GPUs that this machine need not have."""
 
+import shutil
+import subprocess
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from conftest import REPO
 
 from classifier.device import choose_device, choose_dtype, refuse_other_masks, tune
 from classifier.errors import UserError
 
-RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120a", "compute_120"]  # as a recent build for CUDA has them
+RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120a", "compute_120"]  # as builds for CUDA 13 and 12.6
 OLDER = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+AMD = ["gfx900", "gfx90a", "gfx942"]
 CUDA = torch.device("cuda")
 
 
-def gpu(name: str, capability: tuple[int, int], built_for: list[str], cuda: str | None = "12.8"):
+def gpu(name: str, capability: tuple[int, int], built_for: list[str]):
     """A machine with this GPU and a PyTorch that is built for these."""
     return mock.patch.multiple(
         "torch.cuda",
-        is_available=lambda: True,
+        init=lambda: None,
         get_device_capability=lambda *_: capability,
         get_device_name=lambda *_: name,
         get_arch_list=lambda: built_for,
-    ), mock.patch("torch.version.cuda", cuda)
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,12 +37,13 @@ def gpu(name: str, capability: tuple[int, int], built_for: list[str], cuda: str 
         ("T4", (7, 5), RECENT, torch.float16),
         ("V100", (7, 0), OLDER, torch.float16),
         ("GTX 1080", (6, 1), OLDER, torch.float32),
-        ("MI250", (9, 0), ["gfx900", "gfx90a", "gfx942"], torch.bfloat16),
+        ("RTX 4090", (8, 9), OLDER, torch.bfloat16),  # what is built for 8.6 runs on all of 8
+        ("of tomorrow", (14, 0), RECENT, torch.bfloat16),  # compute_120 is compiled for it
+        ("MI250", (9, 0), AMD, torch.bfloat16),
     ],
 )
 def test_a_gpu_is_taken_with_the_format_that_it_is_fast_in(name, capability, built_for, dtype):
-    machine, version = gpu(name, capability, built_for)
-    with machine, version:
+    with gpu(name, capability, built_for):
         assert choose_device("auto") == (CUDA, name) and choose_device("cuda")[0] == CUDA
         assert choose_dtype("auto", CUDA)[0] == dtype
         fast = {torch.bfloat16: {"bfloat16", "float16", "float32"}, torch.float16: {"float16", "float32"}}
@@ -48,15 +54,46 @@ def test_a_gpu_is_taken_with_the_format_that_it_is_fast_in(name, capability, bui
             assert ("TF32" in reason) == (setting == "float32" and capability >= (8, 0))
 
 
-@pytest.mark.parametrize("name, capability", [("GTX 1080", (6, 1)), ("V100", (7, 0))])
-def test_a_gpu_that_the_build_leaves_out_is_passed_over_and_named(name, capability):
-    machine, version = gpu(name, capability, RECENT)
-    with machine, version:
+@pytest.mark.parametrize(
+    "name, capability, built_for, message",
+    [
+        ("GTX 1080", (6, 1), RECENT, "7.5 to 12.0, GTX 1080 has 6.1: install PyTorch for an older CUDA"),
+        ("V100", (7, 0), RECENT, "7.5 to 12.0, V100 has 7.0: install PyTorch for an older CUDA"),
+        ("RTX 5090", (12, 0), OLDER, "5.0 to 9.0, RTX 5090 has 12.0: install PyTorch for a newer CUDA"),
+    ],
+)
+def test_a_gpu_that_the_build_leaves_out_is_passed_over_and_named(name, capability, built_for, message):
+    with gpu(name, capability, built_for):
         device, reason = choose_device("auto")
-        assert device.type == "cpu"
-        assert f"needs compute capability 7.5 or more, {name} has {capability[0]}.{capability[1]}" in reason
-        with pytest.raises(UserError, match="install PyTorch for an older CUDA"):
+        assert device.type == "cpu" and f"is built for compute capability {message}" in reason
+        with pytest.raises(UserError, match="device=cuda cannot be used: this PyTorch"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
+        (
+            RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and ..."),
+            "Found no NVIDIA driver on your system.",
+        ),
+        (
+            RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update ..."),
+            "The NVIDIA driver on your system is too old (found version 12040).",
+        ),
+        (
+            RuntimeError("Unexpected error from cudaGetDeviceCount(). Did you ...? Error 803: driver combination"),
+            "Unexpected error from cudaGetDeviceCount(). Did you ...? Error 803: driver combination",
+        ),
+    ],
+)
+def test_why_there_is_no_cuda_is_told_in_its_own_words(error, reason):
+    with mock.patch("torch.cuda.init", side_effect=error):
+        assert choose_device("auto") == (torch.device("cpu"), f"cuda: {reason}; mps: no Apple GPU")
+        with pytest.raises(UserError) as refusal:
+            choose_device("cuda")
+    assert str(refusal.value) == f"device=cuda cannot be used: {reason}; device=auto takes what is there"
 
 
 def test_an_apple_gpu_gets_float32_and_no_masks_that_cannot_be_drawn_again():
@@ -73,10 +110,9 @@ def test_an_apple_gpu_gets_float32_and_no_masks_that_cannot_be_drawn_again():
 
 
 def test_tuning_for_a_gpu_turns_off_attention_that_plans_for_every_shape():
-    machine, version = gpu("H100", (9, 0), RECENT)
     before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        with machine, version:
+        with gpu("H100", (9, 0), RECENT):
             tune(CUDA, torch.bfloat16)
             assert torch.get_float32_matmul_precision() == "highest"  # the head's, which alone is in float32
             assert not torch.backends.cuda.cudnn_sdp_enabled()
@@ -85,3 +121,36 @@ def test_tuning_for_a_gpu_turns_off_attention_that_plans_for_every_shape():
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cuda.enable_cudnn_sdp(before[1])
+
+
+# -----------------------------------------------------------------------------
+# `make gpu`, with a Python that writes down what it is asked for
+
+
+def make_gpu(folder: Path, failing: str) -> tuple[int, list[str]]:
+    """The exit status of `make gpu` where what runs this word fails, and all that it runs."""
+    python, asked = folder / ".venv" / "bin" / "python", folder / "asked"
+    python.parent.mkdir(parents=True)
+    shutil.copy(REPO / "Makefile", folder)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ncase "$*" in *{failing}*) exit 1;; esac\n')
+    python.chmod(0o755)
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-app.txt"):
+        (folder / name).touch()
+    done = subprocess.run(["make", "gpu", "PYTHON=true"], cwd=folder, capture_output=True)
+    return done.returncode, asked.read_text().splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_gpu_asks_for_our_own_choice_and_loses_nothing_to_one_failing_test(tmp_path):
+    status, asked = make_gpu(tmp_path / "test", failing="test_gpu.py")
+    installed = [words for words in asked if "pip install" in words]
+    assert "import torch" in asked[0] and not any("torch==" in words for words in installed)  # one is there, and stays
+    assert status and [words.split()[0] for words in asked[-3:]] == [
+        "prepare_sst.py",
+        "prepare_cfimdb.py",
+        "bench/throughput.py",
+    ]
+    status, asked = make_gpu(tmp_path / "device", failing="choose_device")
+    assert status and "device.choose_device('cuda')" in asked[-1]
+    _, asked = make_gpu(tmp_path / "bare", failing="import?torch")
+    assert "pip install --quiet --disable-pip-version-check torch==2.13.0" in asked[1]

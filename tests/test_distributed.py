@@ -198,8 +198,11 @@ def test_a_signal_stops_all_and_the_run_goes_on(workspace):
 
 
 def test_what_several_processes_cannot_do_is_refused(workspace):
-    nobody = os.environ | LOCAL | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "x", "MASTER_PORT": "1"}
-    assert "cannot join the other processes" in refuse("finetune.py", *RUN, cwd=workspace, run=command, env=nobody)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        alone = os.environ | LOCAL | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port}
+        message = refuse("finetune.py", *RUN, cwd=workspace, run=command, env=alone)
+    assert "cannot join the other processes" in message and "check torchrun's options" in message
     process = torchrun(2, *RUN, "--seeds=[1,2]", cwd=workspace)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "--seeds runs one job after the other, so not under torchrun" in errors

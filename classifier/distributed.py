@@ -5,6 +5,7 @@ With a single process nothing here does anything.
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -40,10 +41,13 @@ def joined(device: str) -> Iterator[None]:
     try:
         _join(device)
         yield
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        raise UserError("another process of this run has ended; its message says why") from None
+    except BaseException as error:
+        # these frames hold the replica, and it the group, whose threads and Python would wait for each other at the end
+        for each in filter(None, (error, error.__context__)):
+            traceback.clear_frames(each.__traceback__)
+        if is_lost_peer(error):
+            raise UserError("another process of this run has ended; its message says why") from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -126,6 +130,6 @@ def refuse_differences(facts: dict[str, Any]) -> None:
             raise UserError(f"process {number} has another {', '.join(differing)} than process 0: all need the same")
 
 
-def is_lost_peer(error: Exception) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Return whether an error says no more than that another process has ended, which has said why."""
     return size() > 1 and any(words in str(error) for words in LOST)

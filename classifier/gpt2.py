@@ -98,7 +98,8 @@ def find_files(name: str) -> list[Path]:
             return files_of(repository, local_files_only=True)  # what is in the cache needs no network
         # a download would try for half a minute, and looking up the hub's address heeds no time-out: hence the thread
         url, limit = hf_hub_url(repository, "config.json"), {"timeout": ANSWER_SECONDS}
-        ThreadPool(1).apply_async(get_hf_file_metadata, [url], limit).get(ANSWER_SECONDS)
+        with ThreadPool(1) as thread:
+            thread.apply_async(get_hf_file_metadata, [url], limit).get(ANSWER_SECONDS)
         print(f"{repository} is not in the Hugging Face cache: downloading it")
         return files_of(repository, local_files_only=False)
     except HFValidationError:

@@ -36,6 +36,13 @@ if ON_GPU:  # fast and exact where a test does not say otherwise
     tune(DEVICE, torch.bfloat16)
 
 
+@pytest.fixture(autouse=True)
+def memory_of_its_own():
+    """Each test begins with what the one before has left free."""
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
 def scaler(dtype: torch.dtype = torch.float32) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(DEVICE.type, enabled=dtype == torch.float16)
 
@@ -179,7 +186,6 @@ def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes, monkeypatch)
     model.activation_checkpointing = recomputes
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     limit = torch.cuda.memory_allocated() + 6 * 10**9
-    torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
     try:
         budget = token_budget_for(model, dtype, min(6 * 10**9, free_memory()))
@@ -189,13 +195,11 @@ def test_what_fills_the_free_memory_fits_into_it(dtype, recomputes, monkeypatch)
         optimizer.step()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.empty_cache()
 
 
 @needs_gpu
 @pytest.mark.parametrize("block_size, batch_size", [(64, 64), (512, 8)])  # config/finetune_sst.py, finetune_cfimdb.py
 def test_both_tasks_train_in_float32_within_8_gb(block_size, batch_size):
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     model = GPT(GPTConfig(5, block_size, dropout=0.2)).to(DEVICE)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), fused=True)
@@ -238,7 +242,7 @@ def test_memory_that_runs_out_halves_the_micro_batches_of_the_same_step(workspac
     succeed(*words, "--out_dir=roomy", cwd=workspace, run=command)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     code = "import runpy, sys, torch\n"
-    code += f"torch.cuda.set_per_process_memory_fraction({1.5e9 / total})\nsys.path.insert(0, {str(REPO)!r})\n"
+    code += f"torch.cuda.set_per_process_memory_fraction({1e9 / total})\nsys.path.insert(0, {str(REPO)!r})\n"
     code += f"sys.argv = {[str(REPO / words[0]), *words[1:], '--out_dir=tight']!r}\n"
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True)

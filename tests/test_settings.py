@@ -51,14 +51,8 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
     trap = tmp_path / "trap"
     with pytest.raises(UserError, match=r"config.py:2: a config file holds only"):
         load(config=f"block_size = 1\nopen({str(trap)!r}, 'w').close()")
-    for line in (
-        "import os",
-        "block_size = 2 * 3",
-        "block_size = int('3')",
-        "a = b = 3",
-        "block_size += 1",
-        "os.a = 3",
-    ):
+    lines = ["import os", "block_size = 2 * 3", "block_size = int('3')", "a = b = 3", "block_size += 1", "os.a = 3"]
+    for line in lines:
         with pytest.raises(UserError, match=r"config.py:1: "):
             load(config=line)
     assert not trap.exists()
@@ -119,12 +113,9 @@ def test_help_lists_every_setting_and_answers_at_once(tmp_path):
     assert time.monotonic() - started < 5  # importing PyTorch would not fit into a second; this is only a safe bound
     import finetune
 
-    names = {
-        name
-        for name, value in vars(finetune).items()
-        if name.islower() and type(value) in (int, float, str, bool, list)
-    }
-    names -= {name for name in names if name.startswith("_")}
+    kinds = (int, float, str, bool, list)
+    names = {name for name, value in vars(finetune).items() if name.islower() and type(value) in kinds}
+    names = {name for name in names if not name.startswith("_")}
     for name in names:
         (line,) = [line for line in text.splitlines() if line.startswith(f"  --{name}=")]
         assert line.startswith(f"  --{name}={getattr(finetune, name)}")

@@ -9,6 +9,7 @@ executed.
 
 import ast
 import difflib
+import math
 import os
 import shutil
 import sys
@@ -148,8 +149,9 @@ def _checked(name: str, value: Any, origin: str, settings: dict[str, Any]) -> An
         hint = f"did you mean {nearest[0]!r}?" if nearest else "--help lists them all"
         raise UserError(f"{origin}: unknown setting {name!r}; {hint}")
     expected, kind = type(settings[name]), type(value)
-    if kind in (int, float) and not abs(value) < 2**53:  # nor is NaN
-        raise UserError(f"{origin}: {name} must be below 2**53, not {value!r:.60}")
+    limit, words = (2**53, "below 2**53") if kind is int else (math.inf, "a finite number")
+    if kind in (int, float) and not abs(value) < limit:  # nor is NaN
+        raise UserError(f"{origin}: {name} must be {words}, not {value!r:.60}")
     if expected is float and kind is int:
         value = float(value)
     elif kind is not expected:

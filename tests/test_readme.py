@@ -233,7 +233,7 @@ def assert_known(output: str) -> None:
     """That what a make target would run is there: scripts, and config files."""
     for line in output.splitlines():
         command = line.replace(".venv/bin/", "").strip()
-        if command.startswith("python ") and "-m" not in command:
+        if command.startswith("python ") and command.split()[1] not in ("-m", "-c"):
             script = command.split()[1]
             assert (REPO / script).is_file(), line
             for word in re.findall(r"config/\S+", command):

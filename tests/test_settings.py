@@ -67,7 +67,7 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
         ("compile = 1", r"compile must be of type bool, not int 1"),
         ("block_size = 0", r"config.py:1: block_size must be above 0, not 0"),
         ("warmth = -1", r"config.py:1: warmth must be 0 or more, not -1"),
-        ("learning_rate = 1e999", r"learning_rate must be below 2\*\*53, not inf"),
+        ("learning_rate = 1e999", r"learning_rate must be a finite number, not inf"),
         (f"block_size = {2**53}", r"block_size must be below 2\*\*53"),
         ("seeds = [1, 1]", r"seeds must be a list of different whole numbers"),
         ("\nblock_size = (", r"config.py:2: not Python syntax"),

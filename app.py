@@ -4,28 +4,34 @@ python app.py --ckpt out/best.pt
 python app.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 
 It listens on 127.0.0.1, this machine alone. A second tab has the mistakes on
-the dev set that the model was surest of. export_hf.py --space writes a folder
+the dev set that the model was surest of, a third answers a file of texts. export_hf.py --space writes a folder
 that carries such a page by itself.
 """
 
 import argparse
 import socket
 from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
 
 from classifier import errors
 from classifier.answers.models import (
     Loaded,
     load_all,
     log_probabilities,
+    log_probabilities_of_many,
     predict_all,
     prepared_folder,
     surest_mistakes,
     text_of,
 )
+from classifier.answers.report import answer_columns
 from classifier.data.dataset import Split, load_split
+from classifier.data.own import cells_of, choose_columns
+from classifier.data.rows import read_table, write_table
 from classifier.errors import UserError
 
-EXAMPLES, MISTAKES = 5, 20
+EXAMPLES, MISTAKES, MOST_ROWS = 5, 20, 10_000
 
 
 def main() -> None:
@@ -38,7 +44,8 @@ def main() -> None:
     examples = [text_of(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
     mistakes = find_mistakes(models, dev) if dev else []
     title = f"{models[0].saved['data']['task']}: {' + '.join(arguments.ckpt)}"
-    built = page.build(title, models[0].label_names, partial(log_probabilities, models), examples, mistakes)
+    answers = partial(log_probabilities, models), examples, mistakes, partial(answer_file, models)
+    built = page.build(title, models[0].label_names, *answers)
     page.show(built, server_name=arguments.host, server_port=arguments.port)
 
 
@@ -82,6 +89,21 @@ def find_mistakes(models: list[Loaded], dev: Split) -> list[tuple[str, str]]:
         said = f"{names[dev.labels[i]]}, taken for {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
         found.append((said, text))
     return found
+
+
+def answer_file(models: list[Loaded], path: str | None) -> tuple[str | None, str]:
+    """Return the path of an uploaded file's answers, None where there are none, and what is to be said of them."""
+    try:
+        table = read_table(Path(path or ""))
+        if len(table.lines) > MOST_ROWS:
+            raise UserError(f"{len(table.lines):,} rows: here {MOST_ROWS:,} are answered, by evaluate.py --file any")
+        columns, reasons = choose_columns(table, {}, needed=["text"])
+        found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
+        out = Path(mkdtemp()) / f"answered-{table.path.name}"
+        write_table(out, table, answer_columns(found, models[0].label_names))
+    except (UserError, OSError) as error:
+        return None, errors.printable(f"No answers: {error}")
+    return str(out), errors.printable(f"{len(found):,} rows, {reasons}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ python evaluate.py --ckpt out/best.pt --split test --predictions sst-test.csv
 python evaluate.py --ckpt out/best.pt --submission submission
 python evaluate.py --ckpt out/best.pt --text "A lovely film." --explain
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
+python evaluate.py --ckpt out/best.pt --file new.csv --predictions answered.csv
 """
 
 import argparse
@@ -17,14 +18,23 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 
 from classifier import errors
 from classifier.answers.calibration import calibrate, temperature_path
 from classifier.answers.explain import explain
-from classifier.answers.models import Loaded, load, load_all, log_probabilities, predict_all, prepared_folder
+from classifier.answers.models import (
+    Loaded,
+    load,
+    load_all,
+    log_probabilities,
+    log_probabilities_of_many,
+    predict_all,
+    prepared_folder,
+)
 from classifier.answers.report import (
+    answer_columns,
     answer_header,
     answer_row,
     print_calibration,
@@ -36,6 +46,8 @@ from classifier.answers.report import (
     write_submission,
 )
 from classifier.data.dataset import Split, load_split
+from classifier.data.own import cells_of, choose_columns, class_numbers
+from classifier.data.rows import read_table, write_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
@@ -53,6 +65,12 @@ def main() -> None:
     if arguments.text is not None:
         lines = sys.stdin.buffer if arguments.text == "-" else os.fsencode(arguments.text).splitlines()
         classify_lines(models, lines, arguments.explain)
+        return
+
+    if arguments.file:
+        check_outputs(arguments, models)
+        print(machine)
+        answer_file(models, arguments)
         return
 
     others, _ = load_all(arguments.compare, arguments.device, arguments.dtype)
@@ -123,7 +141,7 @@ def report(models: list[Loaded], others: list[Loaded], splits: dict[str, Split],
         for name, draw in OF_A_SPLIT.items():
             draw(arguments.plots / name, logits, split, label_names)
             print(f"wrote {arguments.plots / name}")
-    print_report(logits, split, label_names)
+    print_report(logits, split.labels, label_names, split.name)
     if arguments.compare:
         print_comparison(logits, predict_all(others, split), split, " + ".join(arguments.compare))
     if arguments.errors:
@@ -183,6 +201,30 @@ def read_lines(lines: Iterable[bytes], unreadable: list[int]) -> Iterator[str]:
 
 
 # -----------------------------------------------------------------------------
+# a file of one's own
+
+
+def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
+    """Write a file again with the answers as further columns; report on them where it has labels, too."""
+    how, names = (arguments.no_header, arguments.quoting, arguments.encoding), models[0].label_names
+    table = read_table(arguments.file, *how)
+    named = {role: getattr(arguments, f"{role}_column") for role in ("text", "label")}
+    columns, reasons = choose_columns(table, named, needed=["text"], welcome=["label"])
+    for line in (f"columns: {reasons}", *table.notes):
+        print(errors.printable(line))
+    found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
+    write_table(arguments.predictions, table, answer_columns(found, names))
+    print(f"wrote {arguments.predictions}, {len(found):,} rows")
+    labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
+    is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names)
+    if unknown := sum(bool(label.strip()) for label in compress(labels, is_answered & (numbers < 0))):
+        print(f"note: {unknown:,} rows have a label that is none of the classes, and are not compared")
+    is_compared = is_answered & (numbers >= 0)
+    chosen = is_compared if is_compared.any() else is_answered
+    print_report(found[chosen], numbers[chosen] if is_compared.any() else None, names, arguments.file.name)
+
+
+# -----------------------------------------------------------------------------
 # the command line
 
 
@@ -199,6 +241,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", action="store_true", help="fit a temperature on dev; it is used wherever the checkpoint is")
     add("--overwrite", action="store_true", help="let --predictions, --plots, --submission, --calibrate replace files")
+    add("--file", metavar="FILE", type=Path, help="answer a file's texts, into --predictions: its columns and answers")
+    column = {"metavar": "COLUMN", "default": []}
+    add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name, as text)")
+    add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
+    add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
+    add("--quoting", choices=("csv", "none"), help="of --file: whose quotes are: CSV's, or the texts' own")
+    add("--encoding", metavar="NAME", help="of --file, if it is not UTF-8, as cp1252")
     add("--text", help="classify this text, each line that is not blank; - reads standard input")
     add("--explain", action="store_true", help="with --text: what each word contributes to the prediction")
     add("--info", action="store_true", help="print the run's settings, versions, data and seed as JSON")
@@ -211,6 +260,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"{', '.join(asked)}: for a prepared split only; with --text redirect the output instead")
     if arguments.calibrate and (asked != ["--calibrate"] or arguments.split != "dev"):
         raise UserError("--calibrate fits on the dev split and does nothing else: call again for what else you want")
+    if arguments.file and (asked != ["--predictions"] or arguments.text is not None):
+        raise UserError("--file needs --predictions, which names the file to write, and nothing else")
     if arguments.explain and arguments.text is None:
         raise UserError("--explain needs a text: --text")
     return arguments

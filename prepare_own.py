@@ -28,6 +28,11 @@ from classifier.errors import UserError
 from classifier.files import refuse_irregular, written_whole
 
 LONGEST = 1024  # GPT-2's
+UNBALANCED = """
+# the largest class is more than five times the smallest: each counts the same in the loss, and in what is the best
+class_weights = "balanced"
+best_by = "macro_f1"
+"""
 TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings
 
 
@@ -59,7 +64,7 @@ def main() -> None:
     else:
         config.parent.mkdir(exist_ok=True)
         with written_whole(config, "w") as f:
-            f.write(config_text(options.name, len(names), lengths))
+            f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
         print(f"wrote {config}")
     print(f"next: python finetune.py {config}")
 
@@ -166,8 +171,14 @@ def suggest_block_size(lengths: np.ndarray) -> int:
     return min(32 * math.ceil(p99 / 32), LONGEST)
 
 
-def config_text(name: str, num_classes: int, lengths: np.ndarray) -> str:
-    """Return a config file for the full fine-tuning of GPT-2 small on (examples,) texts of these lengths in tokens."""
+def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
+    """Return a config file for the full fine-tuning of GPT-2 small.
+
+    Args:
+        counts: (K,) texts of each class.
+        lengths: (examples,) tokens of each text.
+    """
+    is_unbalanced = counts.max() > 5 * counts.min()
     examples, block_size = len(lengths), suggest_block_size(lengths)
     step_size = 32 if examples <= 50_000 else 64 if examples <= 500_000 else 128
     batch_size = min(step_size, 1 << int(math.log2(TOKENS_AT_ONCE // block_size)))  # a power of two
@@ -175,7 +186,7 @@ def config_text(name: str, num_classes: int, lengths: np.ndarray) -> str:
     steps_per_epoch = math.ceil(examples / step_size)
     steps = "step" if steps_per_epoch == 1 else "steps"
     return f"""\
-# GPT-2 small on {name}, {num_classes} classes: {examples:,} examples, {steps_per_epoch:,} optimizer {steps} an epoch
+# GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {steps_per_epoch:,} optimizer {steps} an epoch
 # {(lengths > block_size).mean():.2%} of the texts are longer than block_size and keep their last tokens only
 data_dir = "data/{name}"
 out_dir = "out-{name}"
@@ -191,7 +202,7 @@ learning_rate = 3e-5
 lr_schedule = "cosine"
 warmup_steps = {round(0.06 * epochs * steps_per_epoch)}
 epochs = {epochs}
-"""
+{UNBALANCED * is_unbalanced}"""
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def run(main: Callable[[], Result]) -> Result:
     Exit status: 1 for a UserError, an OSError (disk full, no permission), a missing package or exhausted memory; 130
     for Ctrl-C.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # no character shall stop the output
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # no character shall stop the output
     try:
         result = main()
         sys.stdout.flush()

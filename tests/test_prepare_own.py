@@ -326,12 +326,15 @@ def test_the_suggested_block_size_holds_99_percent_and_no_smaller_one_does(lengt
 )
 def test_the_config_file_loads_and_fits_the_data(tmp_path, count, length, expected):
     path = tmp_path / "config.py"
-    path.write_text(config_text("x", 3, np.full(count, length)))
+    counts = np.array([count - 2, 1, 1]) if count > 50_000 else np.array([count // 2, count // 9, count // 3])
+    path.write_text(config_text("x", counts, np.full(count, length)))
     loaded = read_settings(str(REPO / "finetune.py"), [str(path)])
     names = ["block_size", "batch_size", "gradient_accumulation_steps", "epochs", "warmup_steps"]
     assert tuple(getattr(loaded, name) for name in names) == expected
     assert (loaded.data_dir, loaded.out_dir) == ("data/x", "out-x")
     assert (loaded.learning_rate, loaded.lr_schedule) == (3e-5, "cosine")
+    unbalanced = ("balanced", "macro_f1") if count > 50_000 else ("none", "accuracy")
+    assert (loaded.class_weights, loaded.best_by) == unbalanced
 
 
 def test_a_second_run_renews_the_data_and_keeps_the_config(run):

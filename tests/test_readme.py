@@ -86,6 +86,7 @@ def test_every_file_of_the_repository_that_is_named_is_there():
         "temperature.json",
     }
     generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
+    generated |= {"new.csv", "answered.csv"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
     text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
     text = text.replace("prepare_*.py", "")
@@ -132,6 +133,7 @@ def clone(tmp_path_factory) -> Path:
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
     write_csv(folder / "my.csv", first_rows("train", ROWS))
     write_csv(folder / "my_dev.csv", first_rows("train", ROWS, skipped=ROWS))
+    (folder / "new.csv").write_text("text,when\nA lovely film.,today\n,never\n", encoding="utf-8")
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
 

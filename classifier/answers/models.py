@@ -20,6 +20,8 @@ from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
 from model import GPT
 
+AT_ONCE = 32768  # texts that are sorted by length
+
 
 class Loaded(NamedTuple):
     """A model with the checkpoint that it comes from, and the temperature that was fitted for it."""
@@ -94,9 +96,26 @@ def predict_one(loaded: Loaded, split: Split, on_examples: Callable[[int], Any] 
     return logits.double() / loaded.temperature  # in double precision, so that no two logits become equal
 
 
-def log_probabilities(models: list[Loaded], texts: list[str]) -> Tensor:
+def log_probabilities(
+    models: list[Loaded], texts: list[str], on_examples: Callable[[int], Any] = lambda count: None
+) -> Tensor:
     """Return what the models say of texts together: (texts, classes)."""
-    return average([predict_one(loaded, text_split(texts, loaded)) for loaded in models]).log_softmax(-1)
+    logits = [predict_one(loaded, text_split(texts, loaded), on_examples) for loaded in models]
+    return average(logits).log_softmax(-1)
+
+
+def log_probabilities_of_many(models: list[Loaded], texts: list[str]) -> Tensor:
+    """Return what the models say of any number of texts, some at a time: float64 (texts, classes), NaN for a blank one.
+
+    Those at a time are many, so that sorted by length they make micro-batches of little padding.
+    """
+    found = torch.full((len(texts), len(models[0].label_names)), torch.nan, dtype=torch.float64)
+    rows = np.flatnonzero([bool(text.strip()) for text in texts])
+    with tqdm(total=len(models) * len(rows), unit=" rows", disable=None, leave=False) as bar:
+        for start in range(0, len(rows), AT_ONCE):
+            chosen = rows[start : start + AT_ONCE]
+            found[chosen] = log_probabilities(models, [texts[row] for row in chosen], bar.update)
+    return found
 
 
 def text_split(texts: list[str], loaded: Loaded) -> Split:

@@ -35,6 +35,7 @@ def build(
     log_probabilities: Callable[[list[str]], Tensor],
     examples: list[str],
     mistakes: list[tuple[str, str]],
+    answer_file: Callable[[str], tuple[str | None, str]] | None = None,
 ) -> gr.Blocks:
     """Return the page.
 
@@ -44,6 +45,8 @@ def build(
         log_probabilities: returns (texts, K) for a list of texts.
         examples: texts to begin with.
         mistakes: what the second tab says of each, and its text; without any there is no such tab.
+        answer_file: what the third tab calls with an uploaded file's path: it returns the path of the answers, or None,
+            and what is to be said of them.
     """
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>")
@@ -68,6 +71,13 @@ def build(
         if mistakes:
             with tabs, gr.Tab("Surest mistakes", id="mistakes"):
                 add_openers(mistakes, box, tabs, asked)
+        if answer_file:
+            with tabs, gr.Tab("A file", id="file"):
+                upload = gr.File(label="A file of texts: CSV, TSV, JSON, a workbook ...", elem_id="upload")
+                ask = gr.Button("Answer all of its texts", variant="primary", elem_id="ask")
+                answers = gr.File(label="The same with its answers", elem_id="answers")
+                said = gr.Markdown(elem_id="said")
+                ask.click(answer_file, upload, [answers, said], api_visibility="private")
     return page
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,17 @@ MANY = 10  # classes: of more, the five likeliest are shown for a text
 FOR, AGAINST = (153, 117, 75), (223, 216, 208)
 
 
-def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
-    """Print loss, calibration error, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy."""
+def print_report(logits: Tensor, labels: np.ndarray | None, label_names: list[str], name: str) -> None:
+    """Print loss, calibration error, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy.
+
+    Args:
+        logits: (examples, K).
+        labels: (examples,) int16, or None.
+        label_names: the classes.
+        name: the split's.
+    """
     predictions = logits.argmax(-1).numpy()
-    if split.labels is None:
+    if labels is None:
         counts = np.bincount(predictions, minlength=len(label_names))
         print("\nno labels to compare with; predicted:")
         for number, (name, count) in enumerate(zip(label_names, counts, strict=True)):
@@ -38,8 +45,8 @@ def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
         return
     from sklearn.metrics import classification_report, confusion_matrix  # here: importing it takes a second
 
-    loss, accuracy = loss_and_accuracy(logits, split.labels)
-    classes, labels = range(len(label_names)), np.asarray(split.labels)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    classes, labels = range(len(label_names)), np.asarray(labels)
     print(f"\nloss {loss:.4f}")
     print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
     print(f"macro-F1 {macro_f1(logits, labels):.4f}\n")
@@ -52,8 +59,8 @@ def print_report(logits: Tensor, split: Split, label_names: list[str]) -> None:
     print(" " * width + "".join(f"{number:>7}" for number in classes))
     for number, row in enumerate(confusion_matrix(labels, predictions, labels=classes)):
         print(f"{number} {label_names[number]}".ljust(width) + "".join(f"{count:>7,}" for count in row))
-    low, high = wilson_interval(int((predictions == labels).sum()), len(split))
-    print(f"\n{split.name} accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
+    low, high = wilson_interval(int((predictions == labels).sum()), len(labels))
+    print(f"\n{name} accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
 
 
 def print_comparison(logits: Tensor, others: Tensor, split: Split, name: str) -> None:
@@ -144,6 +151,20 @@ def print_wrapped(items: Iterable[str]) -> None:
             lines, length = [*lines, " "], 1
         lines[-1], length = f"{lines[-1]} {item}", length + width
     print("\n".join(lines))
+
+
+def answer_columns(log_probabilities: Tensor, label_names: list[str]) -> dict[str, Sequence]:
+    """Return what is added to a file: prediction, confidence, and p_NAME of each class; None and NaN for a blank text.
+
+    Args:
+        log_probabilities: (rows, K), NaN for a blank text.
+    """
+    probabilities = log_probabilities.exp().numpy().round(6)
+    is_blank = np.isnan(probabilities[:, 0])
+    predictions = np.nan_to_num(probabilities).argmax(1).tolist()
+    names = [None if blank else label_names[number] for number, blank in zip(predictions, is_blank, strict=True)]
+    columns = {f"p_{name}": probabilities[:, number] for number, name in enumerate(label_names)}
+    return {"prediction": names, "confidence": probabilities.max(1), **columns}
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:

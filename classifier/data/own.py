@@ -54,23 +54,25 @@ class Examples(NamedTuple):
 # columns
 
 
-def choose_columns(table: Table, named: Columns, needed: Sequence[str] = ("text", "label")) -> tuple[Columns, str]:
-    """Return the columns that are named or needed, and in words why these.
+def choose_columns(
+    table: Table, named: Columns, needed: Sequence[str] = ("text", "label"), welcome: Sequence[str] = ()
+) -> tuple[Columns, str]:
+    """Return the columns that are named, needed or welcome, and in words why these.
 
-    Else than named by the person, a column is chosen by its usual name, or if no other is left; of two that are left
-    the one with more different values has the texts.
+    Else than named by the person, a column is chosen by its usual name, or if it is needed and no other is left; of two
+    that are left the one with more different values has the texts.
 
     Raises:
         UserError: no column is the one, several could be, or the header looks like an example.
     """
     found = {role: [_match(table, name) for name in names] for role, names in named.items() if names}
     reasons, is_header = {role: f"--{role}_column" for role in found}, bool(found)
-    for role in needed:
+    for role in (*needed, *welcome):
         first, second = ([name for name in table.columns if _plain(name) in names] for names in USUAL_NAMES[role])
         usual = list(dict.fromkeys(first or second))
-        if role not in found and len(usual) > 1:
+        if role not in found and role in needed and len(usual) > 1:
             raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
-        if role not in found and usual:
+        if role not in found and len(usual) == 1:
             found[role], reasons[role] = usual, "by its name"
     missing = [role for role in needed if role not in found]
     if missing and table.header and not is_header:
@@ -232,6 +234,12 @@ def number_labels(examples: Examples, classes: list[str], is_test: bool = False)
         hint = "" if label or not is_test else ", though others have one: label all rows or none"
         raise UserError(f"{_place(examples, label)}: {problem}{hint}")
     return examples._replace(labels=np.array([found[label] for label in examples.labels], np.int16))
+
+
+def class_numbers(labels: list[str], names: list[str]) -> np.ndarray:
+    """Return the numbers of labels among a model's classes, -1 for one that is none of them: int16 (rows,)."""
+    numbers = {_value(name): number for number, name in enumerate(names)}
+    return np.array([numbers.get(_value(label.strip()), -1) for label in labels], np.int16)
 
 
 def _place(examples: Examples, label: str) -> str:

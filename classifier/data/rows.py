@@ -1,4 +1,4 @@
-"""People's files as tables, each row with its line: CSV, TSV, JSON, parquet, workbooks, folders of texts."""
+"""People's files as tables, each row with its line: CSV, TSV, JSON, parquet, workbooks, folders of texts; and back."""
 
 import bz2
 import codecs
@@ -11,12 +11,14 @@ import re
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from classifier.errors import UserError
+from classifier.files import written_whole
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}  # by how they begin
@@ -189,6 +191,8 @@ def _read_workbook(path: Path, content: bytes, no_header: bool) -> Table:
     try:
         book = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
         rows = [["" if cell is None else cell for cell in row] for row in book.worksheets[0].values]
+        width = max(map(len, rows), default=0)  # a row ends where its last cell was written
+        rows = [row + [""] * (width - len(row)) for row in rows]
     except Exception as error:  # whatever openpyxl, zipfile and the XML parser say of damage
         raise _broken(path, "workbook", error) from None
     table = _under_header(path, enumerate(rows, start=1), no_header, "row")
@@ -337,3 +341,66 @@ def _read_folder(path: Path, encoding: str | None) -> Table:
     names = [f"{file.parent.name}/{file.name}" for file in files]
     texts = [_decoded(file, file.read_bytes(), encoding) for file in files]
     return Table(path, ["id", "text", "label"], [names, texts, [file.parent.name for file in files]], names, "file")
+
+
+# -----------------------------------------------------------------------------
+# and back
+
+
+def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> None:
+    """Write a table and more columns as a file of the format that its name tells, whole or not at all.
+
+    None and NaN are empty.
+
+    Raises:
+        UserError: its name tells no format that can be written, or the table has a column of such a name already.
+        OSError: it cannot be written.
+    """
+    packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower())
+    ending = path.with_suffix("").suffix.lower() if packed else path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: its name must end in {', '.join(ENDINGS)}, text in these and .gz, .bz2, .xz, too")
+    if taken := [name for name in more if name in table.columns]:
+        raise UserError(f"{table.path} has a column {taken[0]!r} already: rename it there")
+    names, cells = [*table.columns, *more], [*table.cells, *more.values()]
+    plain = (cell.to_pylist() if hasattr(cell, "to_pylist") else cell for cell in cells)  # parquet's are packed
+    rows = ([None if cell is None or cell != cell else cell for cell in row] for row in zip(*plain, strict=True))
+    with written_whole(path) as file:
+        if ending == ".parquet":
+            import pyarrow
+            from pyarrow.parquet import write_table as write_parquet
+
+            try:
+                arrays = [
+                    c if isinstance(c, pyarrow.ChunkedArray) else pyarrow.array(c, from_pandas=True) for c in cells
+                ]
+                write_parquet(pyarrow.Table.from_arrays(arrays, names), file)
+            except pyarrow.ArrowException as error:  # values of several kinds in a column
+                raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
+        elif ending == ".xlsx":
+            from openpyxl import Workbook
+
+            book = Workbook(write_only=True)
+            sheet = book.create_sheet()
+            for row in chain([names], rows):
+                sheet.append(row)
+            book.save(file)
+        else:
+            with packed(file, "wb") if packed else nullcontext(file) as content:
+                _write_text(io.TextIOWrapper(content, "utf-8", newline=""), ending, names, rows)
+
+
+def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Iterable[list]) -> None:
+    if ending in (".csv", ".tsv", ".txt"):
+        writer = csv.writer(file, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+    else:  # .jsonl, or .json as an array
+        begin, between, end = ("", "\n", "\n") if ending == ".jsonl" else ("[\n", ",\n", "\n]\n")
+        for number, row in enumerate(rows):
+            file.write(
+                (between if number else begin) + json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
+            )
+        file.write(end)
+    file.flush()
+    file.detach()  # it is not this function's to close

@@ -1,0 +1,128 @@
+"""evaluate.py --file: a file of one's own comes back as it was, with the answers as further columns."""
+
+import bz2
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+from conftest import random_model, refuse, save, succeed
+
+import app
+from classifier.answers.models import load, log_probabilities
+from classifier.data.rows import read_table
+
+NAMES = ["1", "2", "3"]
+ROWS = [
+    ("a1", "A lovely film, with a plot.", "3", "x"),
+    ("a2", "", "1", "y"),
+    ("a3", 'He said "no"\nand left.', "1.0", ""),
+    ("a4", "Dull.", "2", "é"),
+    ("a5", " \t ", "", "z"),
+    ("a6", "A mess of a film that never ends", "", "z"),
+]
+ANSWERS = ["--ckpt=best.pt", "--dtype=float32", "--predictions"]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A checkpoint of three classes, and a file."""
+    save(tmp_path / "best.pt", random_model(3), {"label_names": NAMES, "leading_space": False})
+    with open(tmp_path / "new.csv", "w", newline="", encoding="utf-8-sig") as f:
+        csv.writer(f, delimiter=";").writerows([("key", "text", "label", "more"), *ROWS])
+    return tmp_path
+
+
+def answered(path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def expected(place) -> np.ndarray:
+    """The probabilities of the rows that have a text, each by itself."""
+    loaded = [load(str(place / "best.pt"))]
+    return np.concatenate([log_probabilities(loaded, [row[1]]).exp().numpy() for row in ROWS if row[1].strip()])
+
+
+def test_every_row_and_column_is_kept_and_has_its_answer(place):
+    printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+    rows = answered(place / "out.csv")
+    assert list(rows[0]) == ["key", "text", "label", "more", "prediction", "confidence", "p_1", "p_2", "p_3"]
+    assert [tuple(row.values())[:4] for row in rows] == ROWS
+    full = [row for row in rows if row["text"].strip()]
+    found = np.array([[float(row[f"p_{name}"]) for name in NAMES] for row in full])
+    np.testing.assert_allclose(found, expected(place), atol=2e-6)
+    assert [row["prediction"] for row in full] == [NAMES[number] for number in found.argmax(1)]
+    assert [float(row["confidence"]) for row in full] == found.max(1).tolist()
+    empty = [list(row.values())[4:] for row in rows if not row["text"].strip()]
+    assert empty == [[""] * 5] * 2
+    # three of the rows have a text and a label: 3, 1.0 and 2
+    right = (found.argmax(1)[:3] == [2, 0, 1]).mean()
+    assert f"new.csv accuracy: {right:.3f} (95% Wilson" in printed and "wrote out.csv, 6 rows" in printed
+    assert "out.csv exists already" in refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+
+
+@pytest.mark.parametrize(
+    "name", ["out.tsv", "out.csv.gz", "out.txt.bz2", "out.jsonl", "out.json", "out.parquet", "out.xlsx"]
+)
+def test_the_name_of_the_answers_tells_their_format(place, name):
+    if name.endswith((".parquet", ".xlsx")):
+        pytest.importorskip("pyarrow" if name.endswith("parquet") else "openpyxl")
+    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "plain.csv", cwd=place)
+    succeed("evaluate.py", "--file=new.csv", *ANSWERS, name, cwd=place)
+    plain, table = answered(place / "plain.csv"), read_table(place / name)
+    for column in ("key", "text", "label", "more", "prediction"):
+        assert table.column(column) == [row[column] for row in plain], column
+    shares = [float(cell) if cell else None for cell in table.column("p_2")]
+    assert shares == [float(row["p_2"]) if row["p_2"] else None for row in plain]
+    unpack = {".gz": gzip.decompress, ".bz2": bz2.decompress}.get((place / name).suffix)
+    assert unpack is None or unpack((place / name).read_bytes()).startswith(b"key")
+
+
+def test_values_keep_their_kinds_from_json_to_json(place):
+    objects = [{"text": "fine", "n": 3, "more": {"a": [1]}}, {"text": None, "n": 0.5}, {"text": "bad", "flag": True}]
+    (place / "new.json").write_text(json.dumps(objects))
+    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.jsonl", cwd=place)
+    found = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
+    for given, row in zip(objects, found, strict=True):
+        assert {name: row[name] for name in given} == given
+    assert found[1]["prediction"] is None and found[1]["p_1"] is None and found[0]["confidence"] > 0.3
+
+
+def test_several_checkpoints_answer_as_an_ensemble_and_many_rows_in_parts(place, monkeypatch):
+    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)
+    save(place / "two.pt", random_model(3, n_embd=48), {"label_names": NAMES, "leading_space": False})
+    both = ["--ckpt", "best.pt", "two.pt", "--dtype=float32", "--predictions=both.csv"]
+    succeed("evaluate.py", "--file=new.csv", *both, cwd=place)
+    loaded = [load(str(place / name)) for name in ("best.pt", "two.pt")]
+    mean = log_probabilities(loaded, [ROWS[3][1]]).exp()[0]
+    row = answered(place / "both.csv")[3]
+    assert [float(row[f"p_{name}"]) for name in NAMES] == pytest.approx(mean.tolist(), abs=2e-6)
+
+
+def test_the_page_answers_an_uploaded_file(place):
+    loaded = [load(str(place / "best.pt"))]
+    path, said = app.answer_file(loaded, str(place / "new.csv"))
+    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+    assert answered(path) == answered(place / "out.csv") and said.startswith("6 rows, texts in 'text'")
+    (place / "many.csv").write_text("text\n" + "fine\n" * 10_001)
+    assert app.answer_file(loaded, str(place / "many.csv")) == (
+        None,
+        "No answers: 10,001 rows: here 10,000 are answered, by evaluate.py --file any",
+    )
+    assert app.answer_file(loaded, None)[0] is None
+
+
+def test_what_cannot_be_answered_is_refused(place):
+    def refused(*words: str) -> str:
+        return refuse("evaluate.py", *words, cwd=place)
+
+    assert "--file needs --predictions" in refused("--ckpt=best.pt", "--file=new.csv")
+    assert "must end in .csv" in refused("--file=new.csv", *ANSWERS, "out.docx")
+    assert "no column 'body' among 'key'" in refused("--file=new.csv", "--text_column=body", *ANSWERS, "out.csv")
+    (place / "taken.csv").write_text("text,prediction\nfine,1\n")
+    assert "has a column 'prediction' already" in refused("--file=taken.csv", *ANSWERS, "out.csv")
+    (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
+    printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
+    assert "note: 1 rows have a label that is none of the classes" in printed and not (place / "out.csv").exists()

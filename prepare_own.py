@@ -178,7 +178,7 @@ def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
         counts: (K,) texts of each class.
         lengths: (examples,) tokens of each text.
     """
-    is_unbalanced = counts.max() > 5 * counts.min()
+    unbalanced = UNBALANCED if counts.max() > 5 * counts.min() else ""
     examples, block_size = len(lengths), suggest_block_size(lengths)
     step_size = 32 if examples <= 50_000 else 64 if examples <= 500_000 else 128
     batch_size = min(step_size, 1 << int(math.log2(TOKENS_AT_ONCE // block_size)))  # a power of two
@@ -202,7 +202,7 @@ learning_rate = 3e-5
 lr_schedule = "cosine"
 warmup_steps = {round(0.06 * epochs * steps_per_epoch)}
 epochs = {epochs}
-{UNBALANCED * is_unbalanced}"""
+{unbalanced}"""
 
 
 if __name__ == "__main__":

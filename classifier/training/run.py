@@ -342,6 +342,7 @@ def open_log(path: Path, step: int, evaluated: int) -> IO[str]:
         with open(path, encoding="utf-8", errors="replace", newline="") as f:
             found = [(line, WHOLE_ROW.fullmatch(line)) for line in f]  # a killed run may have left half a line
         rows = [row for row, whole in found if whole and int(whole[1]) <= (step if whole[2] == "train" else evaluated)]
+    rows = [row.rstrip("\n") + "," * (len(LOG) - 1 - row.count(",")) + "\n" for row in rows]
     with written_whole(path, "w") as f:
         f.writelines([",".join(LOG) + "\n", *rows])
     return open(path, "a", buffering=1, newline="", encoding="utf-8")

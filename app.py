@@ -4,8 +4,8 @@ python app.py --ckpt out/best.pt
 python app.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)
 
 It listens on 127.0.0.1, this machine alone. A second tab has the mistakes on
-the dev set that the model was surest of, a third answers a file of texts. export_hf.py --space writes a folder
-that carries such a page by itself.
+the dev set that the model was surest of, a third answers a file of texts.
+export_hf.py --space writes a folder that carries such a page by itself.
 """
 
 import argparse

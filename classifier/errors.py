@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
-# how torch words it, on a CPU and on a GPU
+# how torch words it, on a CPU, on a GPU, and of cuBLAS
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
+OUT_OF_MEMORY += ("ALLOC_FAILED",)
 
 
 class UserError(Exception):

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from classifier import checkpoint
 from classifier.device import compile_blocks
-from classifier.errors import UserError
+from classifier.errors import UserError, is_out_of_memory
 from classifier.gpt2 import load_gpt2
 from classifier.settings import ADDED
 from classifier.training.batches import Features, Texts, balanced_weights, collate
@@ -595,6 +595,8 @@ def test_a_cosine_that_has_ended_is_not_told_to_go_on(workspace):
 
 
 def test_exhausted_memory_is_one_line(tmp_path):
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     script = f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport torch\nfrom classifier import errors\n"
     script += "errors.run(lambda: torch.empty(2**50))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

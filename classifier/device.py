@@ -44,7 +44,7 @@ def _cuda_problem() -> str | None:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:  # a build without CUDA; no GPU, no driver, or too old a one
-        return " ".join(str(error).split()).partition(" Please ")[0]  # whose advice is longer than the README's
+        return " ".join(str(error).split()).partition(" Please ")[0]  # without its links; the README has the advice
     major, minor = torch.cuda.get_device_capability()
     built_for = " ".join(torch.cuda.get_arch_list())
     known = [int(number) for number in re.findall("(?:sm|compute)_([0-9]+)", built_for)]  # none of AMD's, as gfx90a

@@ -42,7 +42,7 @@ def joined(device: str) -> Iterator[None]:
         _join(device)
         yield
     except BaseException as error:
-        # these frames hold the replica, and it the group, whose threads and Python would wait for each other at the end
+        # its frames hold the replica, and that the group, whose threads and Python would at the end wait for each other
         for each in filter(None, (error, error.__context__)):
             traceback.clear_frames(each.__traceback__)
         if is_lost_peer(error):

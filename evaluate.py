@@ -214,7 +214,8 @@ def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
         print(errors.printable(line))
     found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
     write_table(arguments.predictions, table, answer_columns(found, names))
-    print(f"wrote {arguments.predictions}, {len(found):,} rows")
+    blank = int(found[:, 0].isnan().sum())
+    print(f"wrote {arguments.predictions}, {len(found):,} rows" + f", {blank:,} of them without a text" * (blank > 0))
     labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
     is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names)
     if unknown := sum(bool(label.strip()) for label in compress(labels, is_answered & (numbers < 0))):
@@ -262,6 +263,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--calibrate fits on the dev split and does nothing else: call again for what else you want")
     if arguments.file and (asked != ["--predictions"] or arguments.text is not None):
         raise UserError("--file needs --predictions, which names the file to write, and nothing else")
+    if arguments.file and arguments.file.resolve() == arguments.predictions.resolve():
+        raise UserError("--predictions names the very file that is to be answered: name another")
     if arguments.explain and arguments.text is None:
         raise UserError("--explain needs a text: --text")
     return arguments

@@ -23,6 +23,9 @@ def run(main: Callable[[], Result]) -> Result:
     Exit status: 1 for a UserError, an OSError (disk full, no permission), a missing package or exhausted memory; 130
     for Ctrl-C.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as a daemon's
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # no character shall stop the output
     try:

@@ -184,7 +184,7 @@ def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if "model_args" not in content:
         raise UserError(f"{path} is no ckpt.pt of nanoGPT: name a folder with it as pytorch_model.bin and config.json")
     sizes, weights = content["model_args"], unwrapped(content)
-    if not sizes["bias"]:  # no bias is one of zeros
+    if not sizes.get("bias", True):  # no bias is one of zeros
         layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
         weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
     print(

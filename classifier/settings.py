@@ -32,6 +32,8 @@ def _one_of(*names: str) -> Rule:
 POSITIVE = (lambda value: value > 0, "above 0")
 NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+# not the bytes of another encoding, which Python makes lone surrogates of
+TEXT = (lambda value: value.encode(errors="ignore").decode() == value, "text in UTF-8")
 NAME = (lambda value: value != "" and value.isprintable(), "a name")
 WORDS = (lambda value: all(type(word) is str and word and word.isprintable() for word in value), "a list of words")
 SEEDS = (
@@ -156,7 +158,7 @@ def _checked(name: str, value: Any, origin: str, settings: dict[str, Any]) -> An
         value = float(value)
     elif kind is not expected:
         raise UserError(f"{origin}: {name} must be of type {expected.__name__}, not {kind.__name__} {value!r:.60}")
-    rule = RULES.get(name, NOT_NEGATIVE if expected in (int, float) else None)
+    rule = RULES.get(name) or {int: NOT_NEGATIVE, float: NOT_NEGATIVE, str: TEXT}.get(expected)
     if rule and not rule[0](value):
         raise UserError(f"{origin}: {name} must be {rule[1]}, not {value!r:.60}")
     return value

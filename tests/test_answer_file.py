@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import datetime
 import gzip
 import json
 
@@ -90,6 +91,37 @@ def test_values_keep_their_kinds_from_json_to_json(place):
     assert found[1]["prediction"] is None and found[1]["p_1"] is None and found[0]["confidence"] > 0.3
 
 
+def test_no_row_is_torn_or_lost(place):
+    for text, texts in {
+        'text\ngood film\n"bad\nfilm"\nfine\nok\n': ["good film", "bad\nfilm", "fine", "ok"],
+        'text\ngood film\n""\n\nbad film\n\n': ["good film", "", "", "bad film"],
+        "text,note\ngood film,a\n,\n\nbad film,b\n,\n": ["good film", "", "bad film"],
+    }.items():
+        (place / "new.csv").write_text(text)
+        succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", "--overwrite", cwd=place)
+        rows = answered(place / "out.csv")
+        assert [row["text"] for row in rows] == texts
+        assert [bool(row["prediction"]) for row in rows] == [bool(text) for text in texts]
+
+
+def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
+    load_workbook = pytest.importorskip("openpyxl").load_workbook
+    texts = ["=1+1", "=== great film ===", "good\x0bfilm"]
+    (place / "new.json").write_text(json.dumps([{"text": text, "tags": ["x"]} for text in texts]))
+    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.xlsx", cwd=place)
+    column = [row[0] for row in load_workbook(place / "out.xlsx", data_only=True).active.values]
+    assert column == ["text", *texts[:2], "good\ufffdfilm"]
+    book = pytest.importorskip("openpyxl").Workbook()
+    for row in [("text", "when"), ("fine", datetime.datetime(2026, 1, 2))]:
+        book.active.append(row)
+    book.save(place / "dates.xlsx")
+    succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.jsonl", cwd=place)
+    assert json.loads((place / "dates.jsonl").read_text())["when"].startswith("2026-01-02")
+    (place / "long.csv").write_text("text\n" + "good " * 8000 + "\n")
+    assert "a workbook's cell has 32,767" in refuse("evaluate.py", "--file=long.csv", *ANSWERS, "long.xlsx", cwd=place)
+    assert not (place / "long.xlsx").exists()
+
+
 def test_several_checkpoints_answer_as_an_ensemble_and_many_rows_in_parts(place, monkeypatch):
     monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)
     save(place / "two.pt", random_model(3, n_embd=48), {"label_names": NAMES, "leading_space": False})
@@ -118,6 +150,9 @@ def test_what_cannot_be_answered_is_refused(place):
     def refused(*words: str) -> str:
         return refuse("evaluate.py", *words, cwd=place)
 
+    assert "names the very file that is to be answered" in refused("--file=new.csv", *ANSWERS, "new.csv", "--overwrite")
+    (place / "two.csv").write_text("text,note,note\ngood film,1,2\n")
+    assert "has two columns of one name" in refused("--file=two.csv", *ANSWERS, "two.jsonl")
     assert "--file needs --predictions" in refused("--ckpt=best.pt", "--file=new.csv")
     assert "must end in .csv" in refused("--file=new.csv", *ANSWERS, "out.docx")
     assert "no column 'body' among 'key'" in refused("--file=new.csv", "--text_column=body", *ANSWERS, "out.csv")

@@ -126,7 +126,7 @@ def test_the_same_rows_give_the_same_files_in_every_format(run, writers):  # noq
 
 def test_rows_have_their_lines_whatever_they_span(tmp_path):
     for name, content, lines in [
-        ("a.csv", '\nid,text\r\n1,"two\r\nlines"\r\n\r\n,\r\n2,x\n3,y', [3, 7, 8]),
+        ("a.csv", '\nid,text\r\n1,"two\r\nlines"\r\n\r\n,\r\n2,x\n3,y\n,\n', [3, 6, 7, 8]),
         ("a.jsonl", '{"text": "a"}\n\n{"text": "b"}', [1, 3]),
         ("a.json", '[\n {\n"text": "a"},\n{"text": "b"}]', [2, 4]),
     ]:
@@ -171,9 +171,10 @@ def test_a_workbook_is_read_whatever_its_name(run):  # noqa: F811
     Path("a.csv").write_bytes(workbook(rows, [["other"]]))
     printed = " ".join(run("--train", "a.csv", "--dev", "a.csv").split())
     assert "a.csv: read the first of 2 sheets, 'Sheet'" in printed
-    assert examples("train") == [("1", "fine", 2), ("2", "dull", 0), ("3", "so", 1)]
+    assert "1 row without a text left out: row 3" in printed  # blank, but none of those at the end
+    assert examples("train") == [("1", "fine", 2), ("3", "dull", 0), ("4", "so", 1)]
     assert load_meta("data/x")["label_names"] == ["1", "3.5", "5"]
-    assert list(read_table(Path("a.csv")).lines) == [2, 4, 5]
+    assert list(read_table(Path("a.csv")).lines) == [2, 3, 4, 5]
 
 
 def test_the_courses_files_need_no_renaming(tsv_dir, run):  # noqa: F811

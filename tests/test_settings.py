@@ -107,6 +107,13 @@ def test_any_text_is_loaded_or_refused(load, text):
         assert {name: type(value) for name, value in loaded.items()} == {n: type(v) for n, v in DEFAULTS.items()}
 
 
+def test_text_that_is_no_text_is_refused():
+    import finetune
+
+    with pytest.raises(UserError, match="prompt must be text in UTF-8"):
+        read_settings(finetune.__file__, ["--prompt=\udcff hello"])
+
+
 def test_help_lists_every_setting_and_answers_at_once(tmp_path):
     started = time.monotonic()
     text = succeed("finetune.py", "--help", cwd=tmp_path, run=command)

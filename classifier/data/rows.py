@@ -156,10 +156,14 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
 
 
 def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool, unit: str = "line") -> Table:
-    """Return numbered rows as a table. Blank ones, and blank cells after the last column, are passed over."""
-    names, cells, lines, again = [], [], array("q"), []
+    """Return numbered rows as a table. Blank cells after the last column are passed over, and blank rows at the end.
+
+    A line without anything is no row where there are several columns.
+    """
+    names, cells, lines, again, blank = [], [], array("q"), [], []
     for line, row in rows:
         if not any(map(str.strip, map(str, row))):
+            blank += [line] * (len(names) == 1 or (len(names) > 1 and len(row) > 0))
             continue
         if not names:
             names = [str(number) if no_header else str(cell) for number, cell in enumerate(row, start=1)]
@@ -176,9 +180,10 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool,
             if [str(row[0]).lstrip("\ufeff"), *row[1:]] == names:
                 again.append(line)
                 continue
-        lines.append(line)
+        lines.extend([*blank, line])
         for column, cell in zip(cells, row, strict=True):
-            column.append(cell)
+            column += [""] * len(blank) + [cell]
+        blank.clear()
     if not names:
         raise UserError(f"{path} is empty")
     notes = (f"{path}: the header stands again in {listed(unit, again)}: passed over",) if again else ()
@@ -283,7 +288,8 @@ def _are_quotes_text(plain: Table, is_broken: bool, delimiter: str) -> bool:
     cells = [cell for column in plain.cells for cell in column if cell.startswith('"')]
     if any(cell.endswith('"') and '""' in cell[1:-1] for cell in cells):
         return False  # doubled, as only a writer of CSV does it
-    return is_broken or (delimiter == "\t" and not all("," in cell for cell in cells))  # Excel quotes these, too
+    is_tsv = delimiter == "\t" and len(plain.columns) > 1
+    return is_broken or (is_tsv and not all("," in cell for cell in cells))  # Excel quotes these, too
 
 
 # -----------------------------------------------------------------------------
@@ -363,6 +369,8 @@ def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> Non
     if taken := [name for name in more if name in table.columns]:
         raise UserError(f"{table.path} has a column {taken[0]!r} already: rename it there")
     names, cells = [*table.columns, *more], [*table.cells, *more.values()]
+    if ending.startswith((".json", ".parquet")) and len(set(names)) < len(names):
+        raise UserError(f"{table.path} has two columns of one name, which {ending} cannot: write .csv, or rename one")
     plain = (cell.to_pylist() if hasattr(cell, "to_pylist") else cell for cell in cells)  # parquet's are packed
     rows = ([None if cell is None or cell != cell else cell for cell in row] for row in zip(*plain, strict=True))
     with written_whole(path) as file:
@@ -383,11 +391,26 @@ def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> Non
             book = Workbook(write_only=True)
             sheet = book.create_sheet()
             for row in chain([names], rows):
-                sheet.append(row)
+                sheet.append([_workbook_cell(path, sheet, cell) for cell in row])
             book.save(file)
         else:
             with packed(file, "wb") if packed else nullcontext(file) as content:
-                _write_text(io.TextIOWrapper(content, "utf-8", newline=""), ending, names, rows)
+                _write_text(io.TextIOWrapper(content, "utf-8", errors="replace", newline=""), ending, names, rows)
+
+
+def _workbook_cell(path: Path, sheet: Any, value: Any) -> Any:
+    """Return a workbook's cell; text is text, also where it begins with = or has characters that XML cannot have."""
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    if value is None or isinstance(value, int | float):
+        return value
+    text = ILLEGAL_CHARACTERS_RE.sub("\ufffd", value if isinstance(value, str) else str(value))
+    if len(text) > 32767:
+        raise UserError(f"{path}: a text of {len(text):,} characters, and a workbook's cell has 32,767: write .csv")
+    cell = WriteOnlyCell(sheet, text)
+    cell.data_type = "s"
+    return cell
 
 
 def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Iterable[list]) -> None:
@@ -399,7 +422,8 @@ def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Ite
         begin, between, end = ("", "\n", "\n") if ending == ".jsonl" else ("[\n", ",\n", "\n]\n")
         for number, row in enumerate(rows):
             file.write(
-                (between if number else begin) + json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
+                (between if number else begin)
+                + json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str)
             )
         file.write(end)
     file.flush()

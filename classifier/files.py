@@ -127,7 +127,10 @@ def hold(folder: Path) -> IO:
     lock.truncate(0)
     print(os.getpid(), file=lock, flush=True)
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_file():
+            path.unlink()
+        elif path.name.startswith(".prepared."):  # prepare's, and nobody else's
+            shutil.rmtree(path)
     return lock
 
 

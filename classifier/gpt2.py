@@ -9,7 +9,7 @@ parameter filled and none made up; a stored head must have the data's classes; a
 import json
 import re
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classifier import checkpoint
 from classifier.errors import UserError, printable
 from model import GPT, GPTConfig
 
@@ -33,7 +34,7 @@ GPT2S = {  # of a configuration; anything else would be another function
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
 }
-TRUNK_ALONE = "keep the trunk alone, under a new head: --new_head=True"
+TRUNK_ALONE = "or keep the trunk alone, under a new head: --new_head=True"
 FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
 
 
@@ -48,8 +49,9 @@ def load_gpt2(
     """Load GPT-2's weights, in float32, under the stored head where the weights have one, else a random one.
 
     Args:
-        name_or_path: a folder as transformers saves GPT-2's models; else nanoGPT's ckpt.pt; else gpt2, gpt2-medium,
-            gpt2-large, gpt2-xl or the name of any GPT-2 on the Hugging Face hub, from its cache or downloaded.
+        name_or_path: a folder as transformers saves GPT-2's models; a checkpoint of finetune.py or nanoGPT; else gpt2,
+            gpt2-medium, gpt2-large, gpt2-xl or the name of any GPT-2 on the Hugging Face hub, from its cache or
+            downloaded.
         num_classes: classes of the head.
         dropout: dropout probability, everywhere.
         block_size: keep only the first so many positions; None keeps all of them.
@@ -61,16 +63,11 @@ def load_gpt2(
             other classes.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        theirs, weights = read_nanogpt(path)
-    else:
-        path, *files = find_files(name_or_path)  # the first is config.json
-        theirs, weights = read_file(path), {}
-        for file in files:
-            weights |= {name: turned(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
-    config = read_config(path, theirs, num_classes, dropout, block_size)
+    read = read_file_of_model if path.is_file() or path.suffix == ".pt" else read_folder
+    theirs, weights = read(name_or_path)
+    config = read_config(name_or_path, theirs, num_classes, dropout, block_size)
     if new_head:
-        weights.pop("head.weight", None)
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     if "head.weight" in weights:
         check_head(name_or_path, len(weights["head.weight"]), theirs.get("id2label"), num_classes, label_names)
     return filled(config, weights, name_or_path)
@@ -78,6 +75,15 @@ def load_gpt2(
 
 # -----------------------------------------------------------------------------
 # from files to tensors
+
+
+def read_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a config.json's content, and the tensors by our names, from a folder or the hub."""
+    config, *files = find_files(name)
+    theirs, weights = read_file(config), {}
+    for file in files:
+        weights |= {name: turned(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
+    return theirs, weights
 
 
 def find_files(name: str) -> list[Path]:
@@ -170,26 +176,24 @@ def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
-def is_nanogpt(path: str) -> bool:
-    """Return whether a file is a checkpoint of nanoGPT's; what cannot be read is none."""
-    try:
-        return "model_args" in read_file(Path(path).expanduser())
-    except (OSError, UserError):
-        return False
-
-
-def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a config.json's content, and the tensors by our names, from nanoGPT's ckpt.pt."""
+def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what config.json would have, and the tensors by our names, from a checkpoint of ours or of nanoGPT's."""
+    path = Path(name).expanduser()
     content = read_file(path)
-    if "model_args" not in content:
-        raise UserError(f"{path} is no ckpt.pt of nanoGPT: name a folder with it as pytorch_model.bin and config.json")
-    sizes, weights = content["model_args"], unwrapped(content)
-    if not sizes.get("bias", True):  # no bias is one of zeros
-        layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
-        weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
-    print(
-        f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes its place"
-    )
+    if content.get("format") == checkpoint.FORMAT:
+        model, saved = checkpoint.load(path)
+        data, weights = saved["data"], model.state_dict()
+        print(f"note: {path} knows {data['folder']}: if it has seen sentences of this dev set, accuracies flatter")
+        names = {str(number): name for number, name in enumerate(data["label_names"])}
+        sizes = asdict(model.config) | {"id2label": names}
+    elif "model_args" in content:
+        sizes, weights = content["model_args"], unwrapped(content)
+        if not sizes.get("bias", True):  # no bias is one of zeros
+            layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
+            weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
+        print(f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes over")
+    else:
+        raise UserError(f"{path} is of neither finetune.py nor nanoGPT: name a folder with it and a config.json")
     return sizes | {"n_positions": sizes["block_size"]}, weights
 
 
@@ -198,20 +202,20 @@ def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_config(
-    path: Path, theirs: dict[str, Any], num_classes: int, dropout: float, block_size: int | None
+    source: str, theirs: dict[str, Any], num_classes: int, dropout: float, block_size: int | None
 ) -> GPTConfig:
     """Return our config from the content of transformers' config.json; refuse what would not be GPT-2's function."""
     sizes = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
     try:
         config = GPTConfig(num_classes, *(theirs.get(name, size) for name, size in sizes.items()), dropout)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
     for key, values in GPT2S.items():
         if theirs.get(key, values[0]) not in values:
-            raise UserError(f"{path}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
+            raise UserError(f"{source}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
     most = config.block_size
     if block_size is not None and block_size > most:
-        raise UserError(f"block_size {block_size} is more than the {most} positions of {path}: try --block_size={most}")
+        raise UserError(f"block_size {block_size} is more than {source}'s {most} positions: try --block_size={most}")
     return replace(config, block_size=block_size or most)
 
 
@@ -219,19 +223,19 @@ def check_head(source: str, classes: int, id2label: Any, num_classes: int, label
     """Refuse a stored head of other classes or another order; say so where it has classes of other names."""
     if classes != num_classes:
         raise UserError(
-            f"the head in {source} is for {classes} classes, and {num_classes} are asked for: "
-            f"take data with its classes, or {TRUNK_ALONE}"
+            f"the head in {source} is for {classes} classes, and {num_classes} are asked for: take data with its "
+            f"classes, {TRUNK_ALONE}"
         )
     if not label_names or not isinstance(id2label, dict):
         return
     stored = [str(id2label.get(str(number))) for number in range(classes)]
+    theirs, ours = ", ".join(stored), ", ".join(label_names)
     if stored in (label_names, [f"LABEL_{number}" for number in range(classes)]):  # the latter says nothing
         return
-    theirs, ours = ", ".join(stored), ", ".join(label_names)
     if sorted(stored) == sorted(label_names):
         raise UserError(
-            f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: "
-            f"number the data's labels as the head does, or {TRUNK_ALONE}"
+            f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: number the data's "
+            f"labels as the head does, {TRUNK_ALONE}"
         )
     print(printable(f"note: the head's classes in {source}, {theirs}, now stand for {ours}"))
 

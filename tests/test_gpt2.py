@@ -82,7 +82,7 @@ def test_fewer_positions_and_a_random_head_that_hangs_on_the_seed_alone(tmp_path
     torch.manual_seed(3)
     assert torch.equal(ours.head.weight, torch.empty(7, 48).normal_(std=0.02))
     assert torch.equal(ours.wpe.weight, theirs.transformer.wpe.weight[:16]) and ours.config.block_size == 16
-    with pytest.raises(UserError, match="block_size 41 is more than the 40 positions of .* try --block_size=40"):
+    with pytest.raises(UserError, match="block_size 41 is more than .*s 40 positions: try --block_size=40"):
         load_gpt2(str(tmp_path), block_size=41)
 
 
@@ -198,7 +198,7 @@ def test_a_configuration_of_another_function_or_of_absurd_sizes_is_refused(tmp_p
     ]:
         (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
         ours = {"n_positions": "block_size"}.get(key, key)
-        assert "config.json: " in (message := refused(tmp_path)) and ours in message
+        assert f"{tmp_path}: " in (message := refused(tmp_path)) and ours in message
     for options, message in [
         ({"n_inner": 100}, "size mismatch for h.0.mlp.c_fc.weight"),
         ({"add_cross_attention": True}, "Unexpected key(s) in state_dict"),
@@ -230,7 +230,9 @@ def test_folders_without_whole_files_are_refused(tmp_path):
     config.unlink()
     assert "has no config.json" in refused(tmp_path)
     torch.save(random_model().state_dict(), tmp_path / "weights.bin")
-    assert "weights.bin is no ckpt.pt of nanoGPT: name a folder with it" in refused(tmp_path / "weights.bin")
+    assert "weights.bin is of neither finetune.py nor nanoGPT: name a folder with it" in refused(
+        tmp_path / "weights.bin"
+    )
 
 
 def test_the_index_says_which_shards_count(tmp_path):

@@ -19,7 +19,7 @@ from classifier import checkpoint, distributed
 from classifier.data.dataset import Split, load_meta, load_split, training_files
 from classifier.data.tokenizer import check_vocabulary, encode_label_words, encode_prompt
 from classifier.errors import UserError
-from classifier.gpt2 import HUB_NAMES, TRUNK_ALONE, is_nanogpt, load_gpt2
+from classifier.gpt2 import HUB_NAMES, load_gpt2
 from classifier.settings import MAY_CHANGE, differences
 from classifier.training.batches import Features, Texts, balanced_weights
 from classifier.training.predict import cached_features
@@ -61,11 +61,9 @@ def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
     num_classes = len(label_names)
     if settings.init_from in HUB_NAMES and Path(settings.init_from).is_dir():
         settings.init_from = f"./{settings.init_from}"  # the record must not take it for OpenAI's
-    if settings.init_from.endswith(".pt") and not is_nanogpt(settings.init_from):
-        model = load_trained(settings.init_from, settings, data)
-    elif settings.init_from != "scratch":
+    if settings.init_from != "scratch":
         sizes = (num_classes, settings.dropout, settings.block_size)
-        model = load_gpt2(settings.init_from, *sizes, label_names=label_names, new_head=settings.new_head)
+        model = load_gpt2(settings.init_from, *sizes, label_names, settings.new_head)
     else:
         names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
         try:
@@ -80,36 +78,6 @@ def new_model(settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
         )
     if settings.label_words:
         start_head_from(model, encode_label_words(settings.label_words, num_classes))
-    return model
-
-
-def load_trained(path: str, settings: SimpleNamespace, data: dict[str, Any]) -> GPT:
-    """Return the model of a checkpoint, with its head or a random one.
-
-    Raises:
-        UserError: it is no checkpoint, it has fewer positions than block_size, or its head has other classes.
-    """
-    trained, saved = checkpoint.load(path)
-    theirs, label_names, most = saved["data"]["label_names"], data["label_names"], trained.config.block_size
-    if settings.block_size > most:
-        asked = settings.block_size
-        raise UserError(
-            f"block_size {asked} is more than the {most} positions of {path}: cut texts by --block_size={most}, "
-            f"or train that one anew with --block_size={asked}"
-        )
-    if theirs != label_names and not settings.new_head:
-        classes, ours = ", ".join(theirs), ", ".join(label_names)
-        raise UserError(f"the head in {path} is for {classes}, and the data has {ours}: {TRUNK_ALONE}")
-    sizes = {"num_classes": len(label_names), "block_size": settings.block_size, "dropout": settings.dropout}
-    model, weights = GPT(replace(trained.config, **sizes)), trained.state_dict()
-    weights["wpe.weight"] = weights["wpe.weight"][: settings.block_size]
-    if settings.new_head:
-        weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
-    model.load_state_dict(weights)
-    if saved["data"]["files"].get("dev") != data["files"]["dev"]:
-        print(
-            f"note: {path} was trained with another dev set: if it has seen sentences of this one, accuracies flatter"
-        )
     return model
 
 

@@ -134,7 +134,7 @@ def accumulate_gradient(
 ) -> Tensor:
     """Add the gradient of the mean loss over a step's examples, however many micro-batches it takes; return that loss.
 
-    Of several processes each computes its share, and the sum goes round once, with the last micro-batch.
+    Of several processes each computes and returns its share; the gradients' sum goes round with the last micro-batch.
 
     Args:
         net: a GPT for Texts or its head for Features, as distributed.parallel returns it.
@@ -151,7 +151,7 @@ def accumulate_gradient(
                 scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
             on_examples(len(labels))
-    return distributed.total(total)
+    return total
 
 
 def update(
@@ -241,7 +241,7 @@ def train(run: Run, model: GPT, optimizer: Optimizer, scaler: GradScaler, dtype:
             step = step_after(progress.step, progress, train_set, settings.seed)
             continue
         upcoming = step_after(progress.step + 1, progress, train_set, settings.seed)  # while the device computes
-        loss, grad_norm = update(model, optimizer, scaler, loss, settings.grad_clip)
+        loss, grad_norm = update(model, optimizer, scaler, distributed.total(loss), settings.grad_clip)
         run.stepped(loss, grad_norm, learning_rate)
         step = upcoming
 

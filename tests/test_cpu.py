@@ -164,6 +164,12 @@ def test_attention_from_one_token_is_that_row_of_attention_from_all(groups):
         torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
 
 
+def test_scores_that_only_fit_into_float16_when_scaled_are_finite():
+    qkv = torch.full((4, 192), 40.0, dtype=torch.float16)  # 64 products of 1,600 make 102,400, an eighth of it fits
+    y = attention_from(torch.tensor([3]), qkv[3:, :64], qkv[:, 64:], [(1, 4)], 1, 0.0)
+    assert torch.equal(y, torch.full_like(y, 40.0))
+
+
 def test_dropout_in_attention_from_one_token_keeps_the_mean():
     kv = torch.zeros(12_000, 2)  # zero keys: each of 30 tokens has the same probability
     kv[:, 1] = 1

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
 from classifier.answers.models import load_all, predict_one
-from classifier.answers.significance import mean_difference, paired_difference
+from classifier.answers.significance import RESAMPLES, paired_difference
 from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.errors import UserError
 from classifier.training.predict import average
@@ -87,6 +87,31 @@ def row(name: str, job: Job, first: Job) -> str:
         gain, low, high = mean_difference(right, other)
         cells.append(f"{gain:+.3f} ({low:+.3f} to {high:+.3f})")
     return f"| {' | '.join([*cells, f'{paired_difference(job.ensemble, first.ensemble).p:.2g}'])} |"
+
+
+def mean_difference(first_right: np.ndarray, second_right: np.ndarray) -> tuple[float, float, float]:
+    """Return the difference of two jobs' mean accuracies over their seeds, and its 95% bootstrap interval's ends.
+
+    Drawn anew, 10,000 times, are each job's seeds and, for all of them in common, the examples: both are samples.
+
+    Args:
+        first_right: (seeds, examples) bool, whether each run of the first job is right.
+        second_right: (seeds, examples) bool, the same of the second job; the seeds may be fewer or more.
+    """
+    rng = np.random.default_rng(0)
+    examples, both = first_right.shape[1], (first_right, second_right)
+    at_once = max(1, 10_000_000 // examples)  # resamples in memory
+    differences: list[np.ndarray] = []
+    for start in range(0, RESAMPLES, at_once):
+        count = min(at_once, RESAMPLES - start)
+        share = rng.multinomial(examples, np.full(examples, 1 / examples), count) / examples  # (resamples, examples)
+        weights = [
+            rng.multinomial(len(right), np.full(len(right), 1 / len(right)), count) / len(right) for right in both
+        ]
+        means = [(share @ right.T * weight).sum(1) for right, weight in zip(both, weights, strict=True)]
+        differences.append(means[0] - means[1])
+    low, high = np.quantile(np.concatenate(differences), (0.025, 0.975))
+    return float(first_right.mean() - second_right.mean()), float(low), float(high)
 
 
 def mean(right: np.ndarray) -> str:

@@ -23,6 +23,16 @@ from model import GPT, GPTConfig
 TRAINER_BEST_TOKENS = 2048  # of a micro-batch at block_size: 32 sentences of SST, 4 reviews of CFIMDB
 
 
+def can_compile(device: str) -> bool:
+    """Return whether torch.compile works there: on a GPU Triton needs compute capability 7.0."""
+    return device != "cuda" or torch.cuda.get_device_capability() >= (7, 0)
+
+
+def whole_steps(device: torch.device) -> int:
+    """Return how many steps are timed as one: a GPU takes a tenth of a second for one, too little to be timed."""
+    return 10 if device.type == "cuda" else 1
+
+
 def synchronize(device: torch.device) -> float:
     """Wait for the device; return the time."""
     if device.type == "cuda":
@@ -54,7 +64,7 @@ def timed(step: Callable[[Any], None], micro_batches: list, settings: SimpleName
 
 
 def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> tuple[torch.dtype, float, list[tuple]]:
-    """Time finetune.py's own function on a whole step, after another one as a warm-up."""
+    """Time finetune.py's own function on whole steps, after another one as a warm-up."""
     device, token_budget = settings.device, settings.batch_size * settings.block_size
     dtype, _ = choose_dtype("auto", device)
     tune(device, dtype)
@@ -67,16 +77,19 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     if compiled:
         some = collate(texts, np.arange(min(len(split), 64)), token_budget)
         compile_blocks(model, lambda: accumulate_gradient(model, scaler, some, dtype))
-    steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(3)]
-    step = collate(texts, steps[0], token_budget)
+    steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(whole_steps(device) + 2)]
+    step, taken = collate(texts, steps[0], token_budget), []
     for upcoming in steps[1:]:
-        started = synchronize(device)
+        if len(taken) == 1:  # the first was the warm-up
+            started = synchronize(device)
         accumulate_gradient(model, scaler, step, dtype)
-        last, step = step, collate(texts, upcoming, token_budget)  # while the device computes, as finetune.py does
-        seconds = synchronize(device) - started
-    chosen = texts.cut(last.indices, token_budget)
-    sizes = [len(inputs.tokens) for inputs, _ in last.micro_batches]
-    return dtype, seconds, [(len(m), int(texts.lengths[m].sum()), size) for m, size in zip(chosen, sizes, strict=True)]
+        taken.append(step)
+        step = collate(texts, upcoming, token_budget)  # while the device computes, as finetune.py does
+    seconds, sizes = synchronize(device) - started, []
+    for step in taken[1:]:
+        for chosen, (inputs, _) in zip(texts.cut(step.indices, token_budget), step.micro_batches, strict=True):
+            sizes.append((len(chosen), int(texts.lengths[chosen].sum()), len(inputs.tokens)))
+    return dtype, seconds, sizes
 
 
 def trainer(
@@ -108,10 +121,12 @@ def trainer(
         return {"input_ids": tokens, "attention_mask": mask.long(), "labels": labels}
 
     class Clock(transformers.TrainerCallback):
-        """Times a whole second step where micro-batches differ (length grouping), else as many as fit into the time."""
+        """Times whole steps after the first where micro-batches differ (length grouping), else what fits the time."""
 
         def on_step_begin(self, args, state, control, **_) -> None:
-            self.first, self.taken, self.started = len(sizes) - args.gradient_accumulation_steps, 0, synchronize(device)
+            if state.global_step < 2:
+                self.first, self.taken, self.seconds = len(sizes) - args.gradient_accumulation_steps, 0, 0.0
+            self.started = synchronize(device)
 
         def on_substep_end(self, args, state, control, **_) -> None:
             self.taken += 1
@@ -122,8 +137,9 @@ def trainer(
                 self.seconds, self.last = synchronize(device) - self.started, self.taken
 
         def on_pre_optimizer_step(self, args, state, control, **_) -> None:
+            self.taken += 1
             if not control.should_training_stop:
-                self.seconds, self.last = synchronize(device) - self.started, self.taken + 1
+                self.seconds, self.last = self.seconds + synchronize(device) - self.started, self.taken
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +147,7 @@ def trainer(
             model,
             transformers.TrainingArguments(
                 folder,
-                max_steps=2 if best else 1,
+                max_steps=1 + whole_steps(device) if best else 1,
                 per_device_train_batch_size=size,
                 gradient_accumulation_steps=settings.examples // size,
                 train_sampling_strategy="group_by_length" if best else "random",
@@ -175,10 +191,10 @@ class NanoBlock(nn.Module):
 def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.dtype, float, list[tuple]]:
     """Time a loop like nanoGPT's: every sentence padded to block_size, logits of the whole vocabulary at all positions.
 
-    As nanoGPT itself does, it runs in float32 on a CPU, and compiled and in bfloat16 on a GPU.
+    As nanoGPT itself does, it runs in float32 on a CPU, and on a GPU compiled and in 16 bits, where it can be.
     """
     device, T, shape = settings.device, settings.block_size, settings.shape
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = choose_dtype("auto", device)[0] if device.type == "cuda" else torch.float32
     wte, wpe = nn.Embedding(50304, shape["n_embd"]), nn.Embedding(T, shape["n_embd"])
     blocks = [NanoBlock(shape["n_embd"], shape["n_head"], settings.dropout) for _ in range(shape["n_layer"])]
     trunk = nn.Sequential(*blocks, nn.LayerNorm(shape["n_embd"]))
@@ -191,7 +207,7 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
         logits = F.linear(trunk(x), wte.weight)  # (B, T, vocabulary)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    loss_of = torch.compile(loss_of) if device.type == "cuda" else loss_of
+    loss_of = torch.compile(loss_of) if device.type == "cuda" and can_compile("cuda") else loss_of
 
     def step(chosen: np.ndarray) -> None:
         tokens, targets = np.full((len(chosen), T), 50256), np.full((len(chosen), T), -1)

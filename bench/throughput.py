@@ -17,6 +17,7 @@ measured beside it, in the same process and dtype.
 import argparse
 import datetime
 import json
+import os
 import platform
 import resource
 import statistics
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.contenders import nanogpt, ours, synchronize, trainer
+from bench.contenders import can_compile, nanogpt, ours, synchronize, trainer
 from classifier import errors
 from classifier.data.dataset import load_meta, load_split
 from classifier.errors import UserError
@@ -57,20 +58,20 @@ def main() -> None:
     for path in outputs:
         if path.exists() and not arguments.overwrite:
             raise UserError(f"{path} exists already: name another --out, or add --overwrite")
-    rows = [
-        {"task": task, "contender": contender, "runs": []}
-        for task in arguments.tasks
-        for contender in arguments.contenders
-    ]
+    names = [name for name in arguments.contenders if "compiled" not in name or can_compile(arguments.device)]
+    if left_out := set(arguments.contenders) - set(names):
+        print(f"left out, since torch.compile does not work on this GPU: {', '.join(sorted(left_out))}")
+    rows = [{"task": task, "contender": name, "runs": []} for task in arguments.tasks for name in names]
     for number in range(1, arguments.rounds + 1):
         for row in rows:
             words = [sys.executable, __file__, "--measure", row["task"], row["contender"], *sys.argv[1:]]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(f"{row['contender']} on {row['task']} failed: {done.stderr.strip().splitlines()[-1]}")
+            done = subprocess.run(words, capture_output=True, text=True, env=os.environ | one_gpu())
+            title = f"round {number}  {row['task']:<8}{row['contender']:<24}"
+            if done.returncode:  # the others' figures count all the same
+                print(f"{title} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}", flush=True)
+                continue
             row["runs"].append(json.loads(done.stdout.splitlines()[-1]))
-            speed = row["runs"][-1]["examples_per_second"]
-            print(f"round {number}  {row['task']:<8}{row['contender']:<24}{speed:9.2f} examples/s", flush=True)
+            print(f"{title}{row['runs'][-1]['examples_per_second']:9.2f} examples/s", flush=True)
     record = {"date": f"{datetime.date.today()}", "machine": machine(arguments.device), "arguments": sys.argv[1:]}
     for path, text in zip(
         outputs, (json.dumps(record | {"rows": rows}, indent=1), markdown(record, rows)), strict=True
@@ -78,6 +79,8 @@ def main() -> None:
         with written_whole(path, "w") as f:
             f.write(text + "\n")
     print("\n" + markdown(record, rows))
+    if failed := [f"{row['contender']} on {row['task']}" for row in rows if len(row["runs"]) < arguments.rounds]:
+        raise UserError(f"not measured, or not in each round: {', '.join(failed)}; above is why")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -102,6 +105,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n_embd", type=int, default=768, help="default: %(default)s")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # one contender, in a process of its own
     return parser.parse_args()
+
+
+def one_gpu() -> dict[str, str]:
+    """Return the environment of a measurement: where there are several GPUs, Trainer would take them all."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
 
 
 # -----------------------------------------------------------------------------
@@ -186,6 +194,7 @@ def markdown(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "| task | | examples/s | lowest–highest | tokens/s | padding | memory, GB | share of peak | ours is faster by |"
     ]
     lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    rows = [row for row in rows if row["runs"]]
     speeds = {(row["task"], row["contender"]): median(row, "examples_per_second") for row in rows}
     for row in rows:
         speed = median(row, "examples_per_second")

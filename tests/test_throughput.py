@@ -23,3 +23,12 @@ def test_the_throughput_benchmark_measures_and_records_every_contender(prepared_
     table = (tmp_path / "tiny.md").read_text()
     assert table.strip() in printed and table.count("\n| sample |") == 4
     assert "tiny.json exists already" in refuse("bench/throughput.py", *TINY, "--out", "tiny", cwd=tmp_path)
+
+
+def test_a_contender_that_fails_does_not_lose_the_others(prepared_sample, tmp_path):
+    shutil.copytree(prepared_sample / "data", tmp_path / "data")
+    few = [*TINY, "--examples", "4", "--contenders", "trainer", "ours", "--out", "tiny"]  # Trainer takes 8 at a time
+    assert "not in each round: trainer on sample" in refuse("bench/throughput.py", *few, cwd=tmp_path)
+    record = json.loads((tmp_path / "tiny.json").read_text())
+    assert [len(row["runs"]) for row in record["rows"]] == [0, 1]
+    assert "this repository" in (tmp_path / "tiny.md").read_text()

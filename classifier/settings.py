@@ -171,5 +171,6 @@ def _help(script: str) -> str:
     shown = [ast.get_docstring(ast.parse(source)) or "", "", "settings, with their defaults:"]
     for name, value, origin in _assignments(script, is_script=True):
         meaning = source.splitlines()[int(origin.rpartition(":")[2]) - 1].partition("  # ")[2]
-        shown.append(textwrap.fill(f"  {f'--{name}={value}':<32} {meaning}", columns, subsequent_indent=" " * 35))
+        line = f"  {f'--{name}={value}':<32} {meaning}"
+        shown.append(textwrap.fill(line, columns, subsequent_indent=" " * 35, break_on_hyphens=False))
     return "\n".join(shown)

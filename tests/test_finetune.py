@@ -404,6 +404,12 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     assert visible(workspace / "out") == before
     succeed(*RUN, "--max_steps=2", "--overwrite=True", cwd=workspace)
     assert len(read_log(workspace / "out" / "log.csv")) == 3
+    # without a checkpoint: what somebody else has put there stays, what a run has left that came to nothing does not
+    (workspace / "mine").mkdir()
+    (workspace / "mine" / "log.csv").write_text("day,mood\n")
+    assert "mine holds another run (log.csv)" in refuse(*RUN, "--out_dir=mine", cwd=workspace)
+    shutil.copy(workspace / "out" / "run.json", workspace / "mine")
+    succeed(*RUN, "--max_steps=1", "--out_dir=mine", cwd=workspace)
 
 
 @pytest.mark.parametrize(

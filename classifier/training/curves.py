@@ -51,7 +51,7 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
     accuracy.plot(dev_epochs, accuracies, color=BLUE, marker="o", markersize=4, label="dev")
     if best_step in dev_steps:
         best = dev_steps.index(best_step)
-        label = f"best: {accuracies[best]:.3f}, epoch {dev_epochs[best]:.4g}"
+        label = f"best.pt: {accuracies[best]:.3f}, epoch {dev_epochs[best]:.4g}"
         accuracy.plot(dev_epochs[best], accuracies[best], "D", color=ORANGE, markersize=9, label=label)
     if reference_accuracy:
         label = f"reference: {reference_accuracy:.3f}"

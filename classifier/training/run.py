@@ -68,7 +68,10 @@ class Run:
                 self.lock = hold(self.out)  # until the process ends
             self.model, self.saved = load_resumable(settings, self.out / "last.pt", data)
             return
-        found = [name for name in ("best.pt", "last.pt") if (self.out / name).exists()]
+        names, record = ["best.pt", "last.pt"], self.out / "run.json"
+        if not record.is_file() or '"initial_weights_sha256"' not in record.read_text("utf-8", "replace"):
+            names += ["run.json", "log.csv", "curves.png"]  # not of a run that ended before its first checkpoint
+        found = [name for name in names if (self.out / name).is_file()]
         if found and self.is_first and not settings.overwrite:
             raise UserError(
                 f"{self.out} holds another run ({', '.join(found)}): go on with it by --init_from=resume, "

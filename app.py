@@ -25,10 +25,10 @@ from classifier.answers.models import (
     surest_mistakes,
     text_of,
 )
-from classifier.answers.report import answer_columns
+from classifier.answers.report import answer_columns, answer_names
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import cells_of, choose_columns
-from classifier.data.rows import read_table, write_table
+from classifier.data.rows import ending_to_write, read_table, write_table
 from classifier.errors import UserError
 
 EXAMPLES, MISTAKES, MOST_ROWS = 5, 20, 10_000
@@ -98,8 +98,9 @@ def answer_file(models: list[Loaded], path: str | None) -> tuple[str | None, str
         if len(table.lines) > MOST_ROWS:
             raise UserError(f"{len(table.lines):,} rows: here {MOST_ROWS:,} are answered, by evaluate.py --file any")
         columns, reasons = choose_columns(table, {}, needed=["text"])
-        found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
         out = Path(mkdtemp()) / f"answered-{table.path.name}"
+        ending_to_write(out, table, answer_names(models[0].label_names))
+        found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
         write_table(out, table, answer_columns(found, models[0].label_names))
     except (UserError, OSError) as error:
         return None, errors.printable(f"No answers: {error}")

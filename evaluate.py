@@ -36,6 +36,7 @@ from classifier.answers.models import (
 from classifier.answers.report import (
     answer_columns,
     answer_header,
+    answer_names,
     answer_row,
     print_calibration,
     print_comparison,
@@ -47,7 +48,7 @@ from classifier.answers.report import (
 )
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import cells_of, choose_columns, class_numbers
-from classifier.data.rows import read_table, write_table
+from classifier.data.rows import ending_to_write, read_table, write_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
@@ -171,13 +172,13 @@ def classify_lines(models: list[Loaded], lines: Iterable[bytes], is_explained: b
     """
     names, answers, unreadable = models[0].label_names, partial(log_probabilities, models), []
     texts = read_lines(lines, unreadable)
-    print(answer_header(names) + "  text")
+    print(answer_header(names))
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(texts, 1 if sys.stdin.isatty() or is_explained else 256)):
         explanation = explain(chunk[0], answers) if is_explained else None
         found = explanation.log_probabilities[None] if explanation else answers(chunk)
         for text, probabilities in zip(chunk, found.exp().numpy(), strict=True):
-            print(answer_row(probabilities, names) + "  " + errors.printable(text), flush=True)
+            print(answer_row(text, probabilities, names), flush=True)
         if explanation:
             print_explanation(explanation, names)
     if unreadable:
@@ -212,6 +213,7 @@ def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
     columns, reasons = choose_columns(table, named, needed=["text"], welcome=["label"])
     for line in (f"columns: {reasons}", *table.notes):
         print(errors.printable(line))
+    ending_to_write(arguments.predictions, table, answer_names(names))  # refused sooner than answered
     found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
     write_table(arguments.predictions, table, answer_columns(found, names))
     blank = int(found[:, 0].isnan().sum())
@@ -238,7 +240,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", **files, default=[], help="test the difference to another (of several: to their mean)")
     add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
-    add("--predictions", metavar="FILE", type=Path, help="write id, label, prediction, p_NAME of each class as CSV")
+    add(
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        help="write a CSV row an example: id, label, prediction, p_NAME; or --file's answers",
+    )
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", action="store_true", help="fit a temperature on dev; it is used wherever the checkpoint is")
     add("--overwrite", action="store_true", help="let --predictions, --plots, --submission, --calibrate replace files")

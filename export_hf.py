@@ -15,6 +15,7 @@ python app.py in it shows the page.
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,15 @@ def main() -> None:
             (folder / name).write_text(text, encoding="utf-8")
         # transformers wants to be told that the tensors are PyTorch's
         (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    print(f"wrote {arguments.out}: {', '.join(sorted({*texts, 'model.safetensors'}))}")
+    names = ", ".join(sorted({*texts, "model.safetensors"}))
+    print(textwrap.fill(f"wrote {arguments.out}: {names}", 80, break_on_hyphens=False))
     if loaded.calibration:
         print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
-    call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
-    print(f"next: from transformers import pipeline; {call}")
+    if arguments.space:
+        print(f"next: cd {arguments.out} && python app.py   (or upload the folder as a Space)")
+    else:
+        call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
+        print(f"next: from transformers import pipeline; {call}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -70,6 +70,7 @@ def fail(message: str) -> NoReturn:
 
 def end(status: int) -> NoReturn:
     """Exit; what stdout still keeps and cannot take, on a full disk or without a reader, is dropped first."""
+    sys.unraisablehook = lambda _: None  # files that fail once more when they are closed at the end have been told of
     try:
         sys.stdout.flush()
     except OSError:

@@ -81,6 +81,7 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
     with (
         _working_in(cwd),
         mock.patch.object(sys, "argv", [str(REPO / script), *arguments]),
+        mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]),
     ):
         try:

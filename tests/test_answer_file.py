@@ -5,12 +5,15 @@ import csv
 import datetime
 import gzip
 import json
+import resource
+import sys
 
 import numpy as np
 import pytest
-from conftest import random_model, refuse, save, succeed
+from conftest import command, random_model, refuse, save, succeed
 
 import app
+from classifier.answers import models
 from classifier.answers.models import load, log_probabilities
 from classifier.data.rows import read_table
 
@@ -82,7 +85,8 @@ def test_the_name_of_the_answers_tells_their_format(place, name):
 
 
 def test_values_keep_their_kinds_from_json_to_json(place):
-    objects = [{"text": "fine", "n": 3, "more": {"a": [1]}}, {"text": None, "n": 0.5}, {"text": "bad", "flag": True}]
+    objects = [{"text": "fine", "n": 3, "more": {"a": ["half \udc00"]}}, {"text": None, "n": 0.5}]
+    objects.append({"text": "bad", "flag": True})
     (place / "new.json").write_text(json.dumps(objects))
     succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.jsonl", cwd=place)
     found = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
@@ -112,14 +116,26 @@ def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
     column = [row[0] for row in load_workbook(place / "out.xlsx", data_only=True).active.values]
     assert column == ["text", *texts[:2], "good\ufffdfilm"]
     book = pytest.importorskip("openpyxl").Workbook()
-    for row in [("text", "when"), ("fine", datetime.datetime(2026, 1, 2))]:
+    for row in [("text", "when", "n"), ("fine", datetime.datetime(2026, 1, 2), 1), ("good", None, None)]:
         book.active.append(row)
     book.save(place / "dates.xlsx")
     succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.jsonl", cwd=place)
-    assert json.loads((place / "dates.jsonl").read_text())["when"].startswith("2026-01-02")
+    assert json.loads((place / "dates.jsonl").read_text().splitlines()[0])["when"].startswith("2026-01-02")
+    pytest.importorskip("pyarrow")
+    succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.parquet", cwd=place)
+    assert read_table(place / "dates.parquet").column("n") == ["1", ""]
     (place / "long.csv").write_text("text\n" + "good " * 8000 + "\n")
     assert "a workbook's cell has 32,767" in refuse("evaluate.py", "--file=long.csv", *ANSWERS, "long.xlsx", cwd=place)
     assert not (place / "long.xlsx").exists()
+
+
+def test_a_full_disk_is_told_in_one_line(place):
+    pytest.importorskip("openpyxl")
+    with open(place / "new.csv", "a", encoding="utf-8") as f:
+        f.writelines(f"{number};{number * 7919} words;;\n" for number in range(3000))
+    limited = {"run": command, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))}
+    message = refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.xlsx", cwd=place, **limited)
+    assert "cannot write out.xlsx: File too large" in message and not (place / "out.xlsx").exists()
 
 
 def test_several_checkpoints_answer_as_an_ensemble_and_many_rows_in_parts(place, monkeypatch):
@@ -146,9 +162,11 @@ def test_the_page_answers_an_uploaded_file(place):
     assert app.answer_file(loaded, None)[0] is None
 
 
-def test_what_cannot_be_answered_is_refused(place):
+def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place, monkeypatch):
     def refused(*words: str) -> str:
-        return refuse("evaluate.py", *words, cwd=place)
+        with monkeypatch.context() as patched:
+            patched.setattr(models, "log_probabilities", lambda *_: pytest.fail("refused too late"))
+            return refuse("evaluate.py", *words, cwd=place)
 
     assert "names the very file that is to be answered" in refused("--file=new.csv", *ANSWERS, "new.csv", "--overwrite")
     (place / "two.csv").write_text("text,note,note\ngood film,1,2\n")
@@ -158,6 +176,9 @@ def test_what_cannot_be_answered_is_refused(place):
     assert "no column 'body' among 'key'" in refused("--file=new.csv", "--text_column=body", *ANSWERS, "out.csv")
     (place / "taken.csv").write_text("text,prediction\nfine,1\n")
     assert "has a column 'prediction' already" in refused("--file=taken.csv", *ANSWERS, "out.csv")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "openpyxl", None)
+        assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
     printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
     assert "note: 1 rows have a label that is none of the classes" in printed and not (place / "out.csv").exists()

@@ -244,11 +244,20 @@ def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):
     names = [f"topic {number}" for number in range(150)]
     model = random_model(150)
     save(tmp_path / "best.pt", model, {"label_names": names, "leading_space": False})
-    header, line = succeed(*EVALUATE, "--ckpt=best.pt", "--text=A mess.", cwd=tmp_path).splitlines()
+    header, *lines, text = succeed(*EVALUATE, "--ckpt=best.pt", "--text=A mess.", cwd=tmp_path).splitlines()
     tokens = torch.tensor([load_tokenizer().encode_ordinary("A mess.")])
     shares = model(Batch.from_padded(tokens, torch.tensor([tokens.shape[1]])))[0].softmax(-1)
     likeliest = ", ".join(f"topic {i} {shares[i]:.3f}" for i in shares.argsort(descending=True)[:5])
-    assert (header, line) == ("the five likeliest  text", likeliest + "  A mess.")
+    assert (header, text) == ("the five likeliest, and under them each text", "  A mess.")
+    assert " ".join(lines) == likeliest and max(map(len, lines)) <= 80
+
+
+def test_long_names_of_classes_keep_to_80_columns(tmp_path):
+    names = [f"a rather long name of a class, {number}" for number in range(4)]
+    save(tmp_path / "best.pt", random_model(4), {"label_names": names, "leading_space": False})
+    printed = succeed(*EVALUATE, "--ckpt=best.pt", "--text=A mess.", cwd=tmp_path)
+    assert printed.startswith("the probabilities, and under them each text\na rather long name of a class, 0 0.")
+    assert max(map(len, printed.splitlines())) <= 80 and printed.endswith("\n  A mess.\n")
 
 
 def test_a_terminal_is_not_rewritten_by_a_text_and_gets_what_it_can_show(place, monkeypatch):

@@ -76,7 +76,7 @@ def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(fol
     assert len(names) > 1 or found.contributions[:2] == pytest.approx([0, 0], abs=1e-6)
 
 
-def test_the_command_prints_signed_numbers_where_there_is_no_colour(folder):
+def test_the_command_prints_signed_numbers(folder):
     words = ["evaluate.py", "--ckpt", "one.pt", "--dtype=float32", "--text"]
     printed = succeed(*words, f"{TEXT}\nMess.", "--explain", cwd=folder)
     table, (legend, *numbers, alone) = printed.splitlines()[:2], printed.splitlines()[2:-2] + printed.splitlines()[-1:]
@@ -92,28 +92,7 @@ def test_the_command_prints_signed_numbers_where_there_is_no_colour(folder):
     assert "--explain needs a text" in refuse("evaluate.py", "--explain", cwd=folder)
 
 
-@pytest.mark.parametrize("value, is_coloured", [(None, True), ("", True), ("1", False)])
-def test_a_terminal_gets_colours_unless_it_wants_none(monkeypatch, capsys, value, is_coloured):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if value is not None:
-        monkeypatch.setenv("NO_COLOR", value)
-    words = [f"word{number}" for number in range(20)] + ["x" * 100]
-    contributions = [0.1] * 20 + [-1.0]
-    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), words, contributions), ["no", "yes"])
-    legend, *text = capsys.readouterr().out.splitlines()
-    assert all(("\x1b[30;48;5;" in line) == is_coloured for line in (legend, text[-1]))
-    if is_coloured:
-        plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in (legend, *text)]
-        assert plain[0] == f"  for yes, against it; strongest: {words[-1]} (-1.00)"
-        assert [word for line in plain[1:] for word in line.split()] == words
-        assert all(len(line) <= 80 for line in plain[1:-1])  # colours not counted
-
-
-def test_colours_grow_with_the_contribution(capsys):
+def test_shades_are_shares_of_the_strongest_and_no_word_rewrites_the_terminal(capsys):
     assert shades([0.5, -1.0, 0.1]) == [0.5, -1.0, 0.1] and shades([0.0]) == [0.0] and shades([]) == []
-    assert [report.coloured("x", shade) for shade in (0.1, -0.1, 0.0)] == ["x"] * 3
-    assert [report.coloured("x", shade)[10:13] for shade in (0.2, 0.5, 1.0)] == ["153", "117", "75m"]
-    assert [report.coloured("x", shade)[10:13] for shade in (-0.2, -0.6, -1.0)] == ["223", "216", "208"]
     report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.11, -0.2]), ["no", "yes"])
     assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.11) b (-0.20)"

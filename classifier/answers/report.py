@@ -1,11 +1,8 @@
 """What evaluate.py says of a model's logits: printed reports, and files of predictions."""
 
 import csv
-import os
-import re
-import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from classifier.answers.calibration import BINS, calibration_error
-from classifier.answers.explain import Explanation, shades
+from classifier.answers.explain import Explanation
 from classifier.answers.models import surest_mistakes, text_of
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split
@@ -23,8 +20,7 @@ from classifier.training.predict import loss_and_accuracy, macro_f1
 
 WIDTH = 80  # of a terminal
 MANY = 10  # classes: of more, the five likeliest are shown for a text
-# of a terminal's 256 colours, from weak to strong, with black letters on them: seen on dark and on light
-FOR, AGAINST = (153, 117, 75), (223, 216, 208)
+INDENTED = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 
 def print_report(logits: Tensor, labels: np.ndarray | None, label_names: list[str], name: str) -> None:
@@ -89,9 +85,9 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     print(f"\nthe surest {len(wrong[:count]):,} of {len(wrong):,} mistakes")
     for i in wrong[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
-        print(f"\n{printable(ids[i])}: {truth}, taken for {predicted}")
+        print("\n" + textwrap.fill(f"{printable(ids[i])}: {truth}, taken for {predicted}", WIDTH))
         for line in (in_words(probabilities[i], label_names), printable(" ".join(text_of(split, i).split()))):
-            print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
+            print(textwrap.fill(line, WIDTH, **INDENTED))
 
 
 def in_words(probabilities: np.ndarray, label_names: list[str]) -> str:
@@ -102,16 +98,22 @@ def in_words(probabilities: np.ndarray, label_names: list[str]) -> str:
 
 def answer_header(label_names: list[str]) -> str:
     """Return what stands above answer_row's rows."""
-    if len(label_names) > MANY:
-        return "the five likeliest"
-    return in_columns("prediction", label_names, label_names)
+    if not fit_in_columns(label_names):
+        return f"the {'five likeliest' if len(label_names) > MANY else 'probabilities'}, and under them each text"
+    return in_columns("prediction", label_names, label_names) + "  text"
 
 
-def answer_row(probabilities: np.ndarray, label_names: list[str]) -> str:
-    """Return a text's predicted class and the probability of every class, or of MANY the likeliest."""
-    if len(label_names) > MANY:
-        return in_words(probabilities, label_names)
-    return in_columns(label_names[probabilities.argmax()], [f"{p:.3f}" for p in probabilities], label_names)
+def answer_row(text: str, probabilities: np.ndarray, label_names: list[str]) -> str:
+    """Return a text with its predicted class and the probability of every class, or of MANY the likeliest."""
+    if not fit_in_columns(label_names):
+        return textwrap.fill(in_words(probabilities, label_names), WIDTH) + "\n  " + printable(text)
+    cells = [f"{p:.3f}" for p in probabilities]
+    return in_columns(label_names[probabilities.argmax()], cells, label_names) + "  " + printable(text)
+
+
+def fit_in_columns(label_names: list[str]) -> bool:
+    """Return whether a prediction and a column for each class leave room for text on a line."""
+    return len(label_names) <= MANY and len(in_columns("prediction", label_names, label_names)) < WIDTH - 10
 
 
 def in_columns(prediction: str, cells: list[str], label_names: list[str]) -> str:
@@ -122,35 +124,20 @@ def in_columns(prediction: str, cells: list[str], label_names: list[str]) -> str
 
 
 def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
-    """Print a text with what each word contributes: by colours on a terminal, elsewhere by signed numbers."""
-    name, contributions = label_names[explanation.log_probabilities.argmax()], explanation.contributions
-    words = [printable(word) for word in explanation.words]
-    if not contributions:
+    """Print a text with what each word contributes."""
+    if not explanation.contributions:
         print("  a single word cannot be left out: no text would remain")
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # no-color.org
-        number, strongest = max(zip(contributions, words, strict=True), key=lambda pair: abs(pair[0]))
-        print(f"  {coloured('for', 1)} {name}, {coloured('against', -1)} it; strongest: {strongest} ({number:+.2f})")
-        print_wrapped(map(coloured, words, shades(contributions)))
-    else:
-        print(f"  each word adds to the log-probability of {name}:")
-        print_wrapped(f"{word} ({each:+.2f})" for word, each in zip(words, contributions, strict=True))
+        return
+    print(f"  each word adds to the log-probability of {label_names[explanation.log_probabilities.argmax()]}:")
+    pairs = zip(explanation.words, explanation.contributions, strict=True)
+    line = " ".join(f"{printable(word)}\N{NO-BREAK SPACE}({contribution:+.2f})" for word, contribution in pairs)
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    print(textwrap.fill(line, WIDTH, **INDENTED, **whole).replace("\N{NO-BREAK SPACE}", " "))
 
 
-def coloured(word: str, shade: float) -> str:
-    """Return a word on a terminal's colour for a share of -1 to 1; what is weaker than a sixth has none."""
-    strength = round(3 * abs(shade))
-    return f"\x1b[30;48;5;{(FOR if shade > 0 else AGAINST)[strength - 1]}m{word}\x1b[0m" if strength else word
-
-
-def print_wrapped(items: Iterable[str]) -> None:
-    """Print items, each whole, on indented lines of at most WIDTH characters, colours not counted."""
-    lines, length = [" "], 1
-    for item in items:
-        width = 1 + len(re.sub(r"\x1b\[[0-9;]*m", "", item))
-        if length > 1 and length + width > WIDTH:
-            lines, length = [*lines, " "], 1
-        lines[-1], length = f"{lines[-1]} {item}", length + width
-    print("\n".join(lines))
+def answer_names(label_names: list[str]) -> list[str]:
+    """Return the names of the columns that are added to a file."""
+    return ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
 
 
 def answer_columns(log_probabilities: Tensor, label_names: list[str]) -> dict[str, Sequence]:
@@ -163,8 +150,7 @@ def answer_columns(log_probabilities: Tensor, label_names: list[str]) -> dict[st
     is_blank = np.isnan(probabilities[:, 0])
     predictions = np.nan_to_num(probabilities).argmax(1).tolist()
     names = [None if blank else label_names[number] for number, blank in zip(predictions, is_blank, strict=True)]
-    columns = {f"p_{name}": probabilities[:, number] for number, name in enumerate(label_names)}
-    return {"prediction": names, "confidence": probabilities.max(1), **columns}
+    return dict(zip(answer_names(label_names), (names, probabilities.max(1), *probabilities.T), strict=True))
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:

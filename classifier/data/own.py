@@ -88,6 +88,8 @@ def choose_columns(
     names = list(chain(*found.values()))
     if len(set(names)) < len(names):
         raise UserError(f"text, label, id and group must be different columns, not {', '.join(names)}")
+    if table.unit == "file":
+        reasons |= {"text": "the files", "label": "their folders"}
     return found, ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
 
 
@@ -214,7 +216,9 @@ def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list
         return wanted or labels, wanted or labels
     if number == len(wanted) and all(isinstance(value, float) for value in spelled):
         return labels, wanted
-    raise UserError(f"--labels must name the {number} labels of {path}, {', '.join(labels)[:200]!r}, in any order")
+    raise UserError(
+        f"--labels must name all {number} labels of {path}, in the order wanted: {', '.join(labels)[:200]!r}"
+    )
 
 
 def number_labels(examples: Examples, classes: list[str], is_test: bool = False) -> Examples:

@@ -13,9 +13,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from classifier.errors import UserError
 from classifier.files import written_whole
@@ -24,6 +25,7 @@ ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}  # by how they begin
 OLD_EXCEL = bytes.fromhex("d0cf11e0a1b11ae1")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+WRITE_PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 BETWEEN_OBJECTS = re.compile(r"[\s,\[\]]*")  # of an array, or of one a line
 EXPECTED = 'expected objects, one a line or in an array, as {"text": "Thank you!", "label": "praise"}'
@@ -353,49 +355,75 @@ def _read_folder(path: Path, encoding: str | None) -> Table:
 # and back
 
 
+def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
+    """Return the ending that tells how write_table writes a table with added columns.
+
+    Raises:
+        UserError: its name tells no format, or the columns' names are not to be had in it.
+        ModuleNotFoundError: the package that it takes is not installed.
+    """
+    ending = (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: its name must end in {', '.join(ENDINGS)}, text in these and .gz, .bz2, .xz, too")
+    if taken := [name for name in added if name in table.columns]:
+        raise UserError(f"{table.path} has a column {taken[0]!r} already: rename it there")
+    if ending.startswith((".json", ".parquet")) and len(set(table.columns)) < len(table.columns):
+        raise UserError(f"{table.path} has two columns of one name, which {ending} cannot: write .csv, or rename one")
+    if package := {".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(ending):
+        import_module(package)
+    return ending
+
+
 def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> None:
     """Write a table and more columns as a file of the format that its name tells, whole or not at all.
 
     None and NaN are empty.
 
     Raises:
-        UserError: its name tells no format that can be written, or the table has a column of such a name already.
+        UserError: as ending_to_write, or a value is none that the format can hold.
         OSError: it cannot be written.
     """
-    packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower())
-    ending = path.with_suffix("").suffix.lower() if packed else path.suffix.lower()
-    if ending not in ENDINGS:
-        raise UserError(f"{path}: its name must end in {', '.join(ENDINGS)}, text in these and .gz, .bz2, .xz, too")
-    if taken := [name for name in more if name in table.columns]:
-        raise UserError(f"{table.path} has a column {taken[0]!r} already: rename it there")
+    ending, packed = ending_to_write(path, table, more), WRITE_PACKED.get(path.suffix.lower())
     names, cells = [*table.columns, *more], [*table.cells, *more.values()]
-    if ending.startswith((".json", ".parquet")) and len(set(names)) < len(names):
-        raise UserError(f"{table.path} has two columns of one name, which {ending} cannot: write .csv, or rename one")
     plain = (cell.to_pylist() if hasattr(cell, "to_pylist") else cell for cell in cells)  # parquet's are packed
     rows = ([None if cell is None or cell != cell else cell for cell in row] for row in zip(*plain, strict=True))
     with written_whole(path) as file:
         if ending == ".parquet":
-            import pyarrow
-            from pyarrow.parquet import write_table as write_parquet
-
-            try:
-                arrays = [
-                    c if isinstance(c, pyarrow.ChunkedArray) else pyarrow.array(c, from_pandas=True) for c in cells
-                ]
-                write_parquet(pyarrow.Table.from_arrays(arrays, names), file)
-            except pyarrow.ArrowException as error:  # values of several kinds in a column
-                raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
+            _write_parquet(file, path, names, cells)
         elif ending == ".xlsx":
-            from openpyxl import Workbook
-
-            book = Workbook(write_only=True)
-            sheet = book.create_sheet()
-            for row in chain([names], rows):
-                sheet.append([_workbook_cell(path, sheet, cell) for cell in row])
-            book.save(file)
+            _write_workbook(file, path, chain([names], rows))
         else:
             with packed(file, "wb") if packed else nullcontext(file) as content:
-                _write_text(io.TextIOWrapper(content, "utf-8", errors="replace", newline=""), ending, names, rows)
+                # half a character, which UTF-8 cannot have, becomes JSON's escape for it
+                text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
+                _write_text(text, ending, names, rows)
+
+
+def _write_parquet(file: IO, path: Path, names: list[str], cells: list[Sequence[Any]]) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    def packed(column: Sequence[Any]) -> Any:
+        if isinstance(column, pyarrow.ChunkedArray):
+            return column
+        if not all(isinstance(cell, str) for cell in column):  # numbers, as a workbook's, with blanks between them
+            column = [None if isinstance(cell, str) and not cell else cell for cell in column]
+        return pyarrow.array(column, from_pandas=True)
+
+    try:
+        write_table(pyarrow.Table.from_arrays(list(map(packed, cells)), names), file)
+    except pyarrow.ArrowException as error:  # values of several kinds in a column
+        raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
+
+
+def _write_workbook(file: IO, path: Path, rows: Iterable[list]) -> None:
+    from openpyxl import Workbook
+
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    for row in rows:
+        sheet.append([_workbook_cell(path, sheet, cell) for cell in row])
+    book.save(file)
 
 
 def _workbook_cell(path: Path, sheet: Any, value: Any) -> Any:

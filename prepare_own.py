@@ -42,7 +42,7 @@ def main() -> None:
     files = {split: files for split in ("train", "dev", "test") if (files := getattr(options, split))}
     refuse_irregular(config)
     if not options.overwrite:
-        refuse_to_replace(folder, options.name, named(files["train"]))
+        refuse_to_replace(folder, options.name, [named(files["train"]), named(files.get("dev", files["train"]))])
     splits = read_splits(files, options)
     labels, names = own.name_classes(splits["train"], options.labels)
     if 2 * len(labels) > (rows := len(splits["train"].texts)):
@@ -52,7 +52,10 @@ def main() -> None:
         train = splits.pop("train")
         in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
         splits = {"train": train.chosen(~in_dev), "dev": train.chosen(in_dev)} | splits
+        print(f"dev: {in_dev.sum():,} of {len(in_dev):,} rows, set aside at random (--dev names a file instead)")
         files["dev"] = files["train"]
+    if missing := [name for number, name in enumerate(names) if number not in splits["dev"].labels]:
+        print_filled(f"note: dev has no text of {', '.join(missing)[:200]}: nothing is measured of that")
     prepare(options.name, splits, files, names, LONGEST, folder)
     print_labels(names)
     print_repeats(splits)
@@ -123,15 +126,16 @@ def read_options() -> Namespace:
     return options
 
 
-def refuse_to_replace(folder: Path, name: str, train: str) -> None:
-    """Raise a UserError if the folder holds anything but what was prepared from training files of that name."""
+def refuse_to_replace(folder: Path, name: str, sources: list[str]) -> None:
+    """Raise a UserError if the folder holds anything but what was prepared from train and dev files of these names."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
     with suppress(UserError, KeyError):
         meta = load_meta(folder)
-        if meta["task"] == name and meta["splits"]["train"]["source"]["name"] == train:
+        if meta["task"] == name and [meta["splits"][split]["source"]["name"] for split in ("train", "dev")] == sources:
             return
-    raise UserError(f"{folder} holds something not prepared from {train}: choose another --name, or add --overwrite")
+    what = f"train from {sources[0]} and dev from {sources[1]}"
+    raise UserError(f"{folder} holds something else than {what}: choose another --name, or add --overwrite")
 
 
 # -----------------------------------------------------------------------------

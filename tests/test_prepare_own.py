@@ -152,9 +152,9 @@ REFUSED = {
     "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is none of 'neg, pos'"),
     "no dev label": (GOOD, ["--dev", "e.tsv"], "e.tsv, line 3: no label"),
     "some test labels": (GOOD, ["--test", "e.tsv"], "e.tsv, line 3: no label, though others have one: label all"),
-    "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], "--labels must name the 3 labels"),
-    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "--labels must name the 2 labels of a.tsv"),
-    "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "--labels must name the 2 labels of a.tsv"),
+    "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], "--labels must name all 3 labels"),
+    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "--labels must name all 2 labels of a.tsv"),
+    "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "--labels must name all 2 labels of a.tsv"),
     "one class": ([("a", "pos"), ("b", "pos")], [], "every label is 'pos'"),
     "one number": ([("a", "0"), ("b", "0.0")], [], "every label is '0'"),
     "no rows": ([], [], "a.tsv: no row has a text"),
@@ -337,6 +337,14 @@ def test_the_config_file_loads_and_fits_the_data(tmp_path, count, length, expect
     assert (loaded.class_weights, loaded.best_by) == unbalanced
 
 
+def test_what_is_set_aside_and_what_dev_lacks_is_said(run):
+    write("a.tsv", [(f"text {number}", ("pos", "neg")[number % 2]) for number in range(40)])
+    assert "dev: 4 of 40 rows, set aside at random (--dev names a file instead)\n" in run("--train", "a.tsv")
+    write("d.tsv", [("fine", "pos")])
+    printed = run("--train", "a.tsv", "--dev", "d.tsv", name="y")
+    assert "note: dev has no text of neg: nothing is measured of that\n" in printed and "set aside" not in printed
+
+
 def test_a_second_run_renews_the_data_and_keeps_the_config(run):
     write("a.tsv", GOOD)
     run("--train", "a.tsv", "--dev", "a.tsv")
@@ -349,8 +357,13 @@ def test_a_second_run_renews_the_data_and_keeps_the_config(run):
     assert config.read_text() == written + "dropout = 0.1\n" and len(examples("train")) == 5
     write("other.tsv", GOOD[:3])
     before = visible(Path("data/x"))
-    with pytest.raises(UserError, match="data/x holds something not prepared from other.tsv"):
-        run("--train", "other.tsv", "--dev", "a.tsv")
+    for files, found in {
+        ("--train=other.tsv", "--dev=a.tsv"): "a.tsv",
+        ("--train=a.tsv", "--dev=other.tsv"): "o",
+        ("--train=other.tsv",): "other.tsv",
+    }.items():
+        with pytest.raises(UserError, match=f"data/x holds something else than train from .* and dev from {found}"):
+            run(*files)
     assert visible(Path("data/x")) == before
     run("--train", "other.tsv", "--dev", "a.tsv", "--overwrite")
     assert "dropout" not in config.read_text() and len(examples("train")) == 3

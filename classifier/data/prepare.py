@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from classifier import errors
 from classifier.data import tokenizer
-from classifier.data.dataset import FIELDS, FORMAT_VERSION, TOKENIZER, load_meta, meta_sha256
+from classifier.data.dataset import FIELDS, FORMAT_VERSION, TOKENIZER, meta_sha256
 from classifier.data.detokenize import detokenize
 from classifier.data.own import Examples, read_course_file
-from classifier.errors import UserError
 from classifier.files import file_sha256, hold, refuse_irregular, to_disk
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
@@ -52,9 +51,6 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
         staging = Path(temporary)
-        if _is_detokenized(folder) not in (None, detokenized):
-            form = "as it is" if detokenized else "detokenized"
-            print(f"note: {folder} held the text {form}: what was trained on that needs it prepared so again")
         heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
         print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}{f'>{block_size}':>7}  labels")
         for split, examples in splits.items():
@@ -98,14 +94,6 @@ def course_parser(description: str) -> argparse.ArgumentParser:
 def named(files: list[Path]) -> str:
     """Return what meta.json calls a split's source."""
     return " + ".join(path.name for path in files)
-
-
-def _is_detokenized(folder: Path) -> bool | None:
-    """Return whether the text that a folder holds is detokenized; None where it holds none, or that cannot be told."""
-    try:
-        return load_meta(folder)["detokenized"]
-    except UserError:
-        return None
 
 
 def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[str]) -> np.ndarray:

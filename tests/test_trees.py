@@ -1,14 +1,13 @@
 """SST's trees: every phrase as the TSV files would write it, and none that reads as a sentence of dev or test."""
 
-import csv
-
 import pytest
 from conftest import refuse, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.trees import read_trees, write_phrases
+from classifier.data.own import Examples, read_course_file
+from classifier.data.trees import read_trees, with_phrases
 from classifier.errors import UserError
 
 HEADER = "id\tsentence\tsentiment\n"
@@ -81,25 +80,24 @@ def source(tmp_path):
     return tmp_path
 
 
-def write(source) -> list[list[str]]:
+def phrased(source) -> Examples:
     files = {split: source / f"{split}.tsv" for split in ("train", "dev", "test")}
-    write_phrases(source / "out.tsv", source / "trees.txt", files)
-    with open(source / "out.tsv", newline="") as f:
-        return list(csv.reader(f, delimiter="\t"))
+    splits = {split: read_course_file(path, 5, split == "test") for split, path in files.items()}
+    return with_phrases(splits, source / "trees.txt")
 
 
 def test_phrases_follow_the_sentences_but_for_what_reads_as_a_sentence(source):
     # "good" is in dev, "film" in test; "film" has another label in the second tree; "." has no letter
-    assert write(source) == [
-        ["id", "sentence", "sentiment"],
-        ["7", " A good film .", "3"],
-        ["9", " -LRB- Bad -RRB- film", "0"],
-        ["7/1", " A", "2"],
-        ["7/4", " good film", "3"],
-        ["7/6", " good film .", "3"],
-        ["9/2", " Bad", "0"],
-        ["9/4", " Bad -RRB-", "1"],
-        ["9/5", " -LRB- Bad -RRB-", "1"],
+    found = phrased(source)
+    assert list(zip(found.ids, found.texts, found.labels, strict=True)) == [
+        ("7", " A good film .", 3),
+        ("9", " -LRB- Bad -RRB- film", 0),
+        ("7/1", " A", 2),
+        ("7/4", " good film", 3),
+        ("7/6", " good film .", 3),
+        ("9/2", " Bad", 0),
+        ("9/4", " Bad -RRB-", 1),
+        ("9/5", " -LRB- Bad -RRB-", 1),
     ]
 
 
@@ -108,15 +106,14 @@ def test_phrases_follow_the_sentences_but_for_what_reads_as_a_sentence(source):
     [
         ("(2 A)", "(2 The)", "line 1: not the tree of .*train.tsv, line 2"),
         ("(0 (1 (2 -LRB-)", "(1 (1 (2 -LRB-)", "line 2: not the tree of .*train.tsv, line 3"),
-        ("film))\n", "film))\n(2 more)\n", "has 3 trees, and .*train.tsv 2 rows"),
+        ("film))\n", "film))\n(2 more)\n", "has 3 trees, and there are 2 sentences"),
     ],
 )
 def test_trees_of_other_sentences_are_refused(source, before, after, message):
     text = (source / "trees.txt").read_text()
     (source / "trees.txt").write_text(text.replace(before, after))
     with pytest.raises(UserError, match=message):
-        write(source)
-    assert not (source / "out.tsv").exists()
+        phrased(source)
 
 
 def test_the_real_trees_give_the_counted_phrases(tsv_dir, tmp_path):
@@ -134,10 +131,14 @@ def test_the_real_trees_give_the_counted_phrases(tsv_dir, tmp_path):
     assert counted == phrases_labels
     for split in ("dev", "test"):
         assert meta["splits"][split] == alone["splits"][split]
-    # the file that was prepared never changes
+    # what is prepared never changes
     assert (
-        meta["splits"]["train"]["source"]["sha256"]
-        == "f108b67566abc0b68f9127b7394dc3cd5db8e161f7be5b1fc40ebe21858c918c"
+        meta["splits"]["train"]["files"]["train.bin"]
+        == "fa6f5321ce7a83f789bacda12b8e15b34ff4c5dbe0bd02e030b30cd163752664"
+    )
+    assert (
+        meta["splits"]["train"]["files"]["train.ids.txt"]
+        == "453d45727a1600d989aa0b36fb8a84cf92c18d2011475187d31be73394453022"
     )
     whole, own = load_split(folder, "train"), load_split(tmp_path / "data" / "sst", "train")
     assert (whole.tokens[: len(own.tokens)] == own.tokens).all() and whole.ids()[:8544] == own.ids()

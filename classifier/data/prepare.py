@@ -18,6 +18,7 @@ from classifier.data import tokenizer
 from classifier.data.dataset import FIELDS, FORMAT_VERSION, TOKENIZER, meta_sha256
 from classifier.data.detokenize import detokenize
 from classifier.data.own import Examples, read_course_file
+from classifier.data.trees import with_phrases
 from classifier.files import file_sha256, hold, refuse_irregular, to_disk
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
@@ -75,11 +76,24 @@ def prepare(
 
 
 def prepare_course(
-    task: str, files: dict[str, Path], label_names: list[str], block_size: int, folder: Path, detokenized: bool = False
+    task: str,
+    files: dict[str, Path],
+    label_names: list[str],
+    block_size: int,
+    folder: Path,
+    detokenized: bool = False,
+    tree_file: Path | None = None,
 ) -> None:
-    """Prepare a task of the course from its TSV files, of which that of the test split has no labels."""
+    """Prepare a task of the course from its TSV files, of which that of the test split has no labels.
+
+    Args:
+        tree_file: of SST, to train on the phrases of the sentences' trees, too.
+    """
     splits = {split: read_course_file(path, len(label_names), split == "test") for split, path in files.items()}
     sources = {split: [path] for split, path in files.items()}
+    if tree_file:
+        splits["train"] = with_phrases(splits, tree_file)
+        sources["train"].append(tree_file)
     prepare(task, splits, sources, label_names, block_size, folder, detokenized)
 
 

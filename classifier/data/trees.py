@@ -1,52 +1,44 @@
 """The Stanford Sentiment Treebank's parse trees, in which every phrase has a label of its own (Socher et al. 2013)."""
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from classifier.data.own import read_course_file
+import numpy as np
+
+from classifier.data.own import Examples
 from classifier.errors import UserError
 
-ARCHIVE = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
-FILES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
-NUM_CLASSES = 5
-
-Phrase = tuple[str, int]  # as a TSV file of SST writes it, with a leading space, and its class number
+Phrase = tuple[str, int]  # as SST's TSV files have a text, with a leading space, and its class number
 
 
-def write_phrases(path: Path, tree_file: Path, files: dict[str, Path]) -> None:
-    """Write a TSV file: the training sentences as they are, and every distinct (phrase, label) of their trees.
+def with_phrases(splits: dict[str, Examples], tree_file: Path) -> Examples:
+    """Return the training sentences as they are, and after them every distinct (phrase, label) of their trees.
 
     Left out is a phrase that reads as a sentence of any split, as letters and digits in either case, so that nothing
     of dev and test is trained on; and one that has neither a letter nor a digit.
 
     Args:
-        path: the file to write.
+        splits: SST's "train", "dev" and "test".
         tree_file: the training sentences' trees, in the order of the sentences.
-        files: split -> TSV file, with "train", "dev" and "test".
 
     Raises:
-        UserError: a file is not in the format, or a tree is not that of its sentence; names the line.
+        UserError: a tree is none, or not that of its sentence; names the line.
     """
-    splits = {split: read_course_file(file, NUM_CLASSES, split == "test") for split, file in files.items()}
     seen = {_letters(text) for examples in splits.values() for text in examples.texts} | {""}
     train, trees = splits["train"], list(read_trees(tree_file))
     if len(trees) != len(train.texts):
-        raise UserError(f"{tree_file} has {len(trees):,} trees, and {files['train']} {len(train.texts):,} rows")
-    sentences = list(zip(train.ids, train.texts, train.labels, strict=True))
+        raise UserError(f"{tree_file} has {len(trees):,} trees, and there are {len(train.texts):,} sentences")
     phrases: dict[Phrase, str] = {}  # with the id of where it comes first
-    for row, (tree, (id, *sentence)) in enumerate(zip(trees, sentences, strict=True)):
-        if tree[-1] != tuple(sentence):
+    for row, (tree, id, text, label) in enumerate(zip(trees, train.ids, train.texts, train.labels, strict=True)):
+        if tree[-1] != (text, label):
             raise UserError(f"{tree_file}, line {row + 1}: not the tree of {train.places[row]}")
         for part, phrase in enumerate(tree[:-1], start=1):
             if phrase not in phrases and _letters(phrase[0]) not in seen:
                 phrases[phrase] = f"{id}/{part}"
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        table = csv.writer(f, delimiter="\t", lineterminator="\n")
-        table.writerow(["id", "sentence", "sentiment"])
-        table.writerows(sentences)
-        table.writerows([id, *phrase] for phrase, id in phrases.items())
+    texts, labels = zip(*phrases, strict=True)
+    ids, labels = [*train.ids, *phrases.values()], np.array([*train.labels, *labels], np.int16)
+    return Examples(train.places + [f"{tree_file}"] * len(phrases), ids, [*train.texts, *texts], labels, [])
 
 
 def read_trees(path: Path) -> Iterator[list[Phrase]]:

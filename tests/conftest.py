@@ -161,6 +161,12 @@ def random_split(examples: int, longest: int, vocab_size: int, num_classes: int,
     return make_split(sequences, random.integers(num_classes, size=examples).tolist())
 
 
+def tiny_model_and_split(n_layer: int = 2, dropout: float = 0.0) -> tuple[GPT, Split]:
+    """A model of 24 positions and 97 tokens, and 60 examples for it, some of them longer."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(5, 24, 97, n_layer, 2, 16, dropout)), random_split(60, 40, 97, 5)
+
+
 def transformers_model(kind: str, folder: Path | None = None, **config):
     """A model of transformers with every parameter random, biases and LayerNorms too; saved to folder if given."""
     import transformers

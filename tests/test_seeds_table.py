@@ -15,14 +15,7 @@ SEEDS = (2, 10)
 def train(folder, job: str, *options: str) -> None:
     """Write what finetune.py --seeds=[2,10] does, in this process."""
     for seed in SEEDS:
-        succeed(
-            *TRAIN,
-            "--batch_size=16",
-            f"--seed={seed}",
-            f"--out_dir={job}/seed-{seed}",
-            *options,
-            cwd=folder,
-        )
+        succeed(*TRAIN, "--batch_size=16", f"--seed={seed}", f"--out_dir={job}/seed-{seed}", *options, cwd=folder)
 
 
 def test_the_table_of_seeds_is_what_the_runs_have_logged(workspace):

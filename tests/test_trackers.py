@@ -1,30 +1,22 @@
 """TensorBoard and Weights & Biases get every row of log.csv; a package that is missing is asked for."""
 
-import csv
 import json
 import sys
 
 import pytest
 from conftest import here, refuse, succeed
-
-RUN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
-RUN += ["--block_size=32", "--dtype=float32", "--gradient_accumulation_steps=4"]
-
-
-def rows_of(folder) -> list[dict[str, str]]:
-    with open(folder / "log.csv", newline="") as f:
-        return list(csv.DictReader(f))
+from runs import RUN, read_log
 
 
 def test_tensorboard_has_the_log_also_after_a_resume(workspace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    succeed(*RUN, "--tensorboard_log=True", "--max_steps=4", cwd=workspace)  # an epoch
+    succeed(*RUN, "--tensorboard_log=True", "--max_steps=7", cwd=workspace)  # an epoch
     succeed(*RUN, "--tensorboard_log=True", "--epochs=2", "--init_from=resume", cwd=workspace)
     (folder,) = (workspace / "out" / "tensorboard").iterdir()
     events = EventAccumulator(str(folder)).Reload()
     for tag, split in [("train/loss", "train"), ("dev/accuracy", "dev"), ("train/learning_rate", "train")]:
-        rows = [row for row in rows_of(workspace / "out") if row["split"] == split]
+        rows = [row for row in read_log(workspace / "out" / "log.csv") if row["split"] == split]
         expected = {int(row["step"]): float(row[tag.split("/")[1]]) for row in rows}
         found = {event.step: event.value for event in events.Scalars(tag)}
         assert found == pytest.approx(expected, rel=1e-6), tag
@@ -57,7 +49,7 @@ def test_wandb_has_the_log_and_the_settings(workspace, monkeypatch):
     options, *logged = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("wandb ")]
     assert options["project"] == "finetune-gpt2" and options["name"] == "mine" and options["resume"] == "allow"
     assert options["config"]["n_embd"] == 16
-    rows = rows_of(workspace / "out")
+    rows = read_log(workspace / "out" / "log.csv")
     assert [step for step, _ in logged] == [int(row["step"]) for row in rows]
     for (_, figures), row in zip(logged, rows, strict=True):
         assert figures[f"{row['split']}/loss"] == float(row["loss"])

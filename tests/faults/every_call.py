@@ -43,6 +43,7 @@ EVALUATE = ["evaluate.py", "--ckpt=out/best.pt", "--dtype=float32", *OUTPUTS]
 EXPORT = ["export_hf.py", "--ckpt=out/best.pt", "--out=hf", "--overwrite"]
 JOBS = {"finetune": RUN, "overwrite": [*RUN, "--overwrite=True"], "prepare": PREPARE}
 JOBS |= {"evaluate": EVALUATE, "export": EXPORT}
+FOLDERS = {"prepare": ["data/tiny"], "evaluate": ["", "plots", "submission"], "export": ["hf"]}  # that a job writes to
 
 
 def run(words: list[str], fault: int = -1, mode: str = "", count_to: Path | None = None) -> tuple[int, str]:
@@ -108,11 +109,8 @@ def make_template() -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, those of its folders and what is hidden left out."""
-    return {name: content for name, content in files(folder).items() if not name.startswith(".")}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {path.name: path.read_bytes() for path in paths if path.is_file() and not path.name.startswith(".")}
 
 
 def look_at_prepared(old: Path, new: Path) -> None:
@@ -130,9 +128,9 @@ def look_at_prepared(old: Path, new: Path) -> None:
 
 def look_at_outputs(old: Path, new: Path) -> None:
     """Each of evaluate.py's files is the old one or the new one."""
-    for folder in ("", "plots", "submission"):
+    for folder in FOLDERS["evaluate"]:
         now, before, after = (contents(place / folder) for place in (ROOT, old, new))
-        for name in ("out.csv",) if not folder else after:
+        for name in after:
             assert now[name] in (before[name], after[name]), name
 
 
@@ -175,14 +173,10 @@ def finish(job: str, new: Path) -> None:
         assert timeless(one) == timeless(other)
         assert one["best"]["sha256"] == file_sha256(out / "best.pt")
         assert visible(out).keys() == {"best.pt", "last.pt", "log.csv", "run.json", "curves.png"}
-    elif job == "export":
-        assert contents(ROOT / "hf") == contents(new / "hf")
+    for folder in FOLDERS.get(job, []):
+        assert contents(ROOT / folder) == contents(new / folder)
+    if job == "export":
         load_gpt2(str(ROOT / "hf"), num_classes=2)
-    elif job == "prepare":
-        assert contents(ROOT / "data" / "tiny") == contents(new / "data" / "tiny")
-    else:
-        for folder in ("", "plots", "submission"):
-            assert contents(ROOT / folder).keys() == contents(new / folder).keys()
     assert not [path for end in ("tmp", "old") for path in ROOT.rglob(f".*.{end}")]
 
 
@@ -211,9 +205,8 @@ def main() -> None:
         except BaseException:
             print(f"{job}, mode {mode}, call {fault} of {calls}: ended with {status}: {said}", file=sys.stderr)
             raise
-    print(
-        json.dumps({"job": job, "mode": mode, "calls": calls, "faults": len(range(first, calls, stride)), "told": told})
-    )
+    faults = len(range(first, calls, stride))
+    print(json.dumps({"job": job, "mode": mode, "calls": calls, "faults": faults, "told": told}))
 
 
 if __name__ == "__main__":

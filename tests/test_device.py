@@ -32,9 +32,7 @@ def gpu(name: str, capability: tuple[int, int], built_for: list[str]):
 @pytest.mark.parametrize(
     "name, capability, built_for, dtype",
     [
-        ("H100", (9, 0), RECENT, torch.bfloat16),
         ("A100", (8, 0), RECENT, torch.bfloat16),
-        ("T4", (7, 5), RECENT, torch.float16),
         ("V100", (7, 0), OLDER, torch.float16),
         ("GTX 1080", (6, 1), OLDER, torch.float32),
         ("RTX 4090", (8, 9), OLDER, torch.bfloat16),  # what is built for 8.6 runs on all of 8
@@ -58,7 +56,6 @@ def test_a_gpu_is_taken_with_the_format_that_it_is_fast_in(name, capability, bui
     "name, capability, built_for, message",
     [
         ("GTX 1080", (6, 1), RECENT, "7.5 to 12.0, GTX 1080 has 6.1: install PyTorch for an older CUDA"),
-        ("V100", (7, 0), RECENT, "7.5 to 12.0, V100 has 7.0: install PyTorch for an older CUDA"),
         ("RTX 5090", (12, 0), OLDER, "5.0 to 9.0, RTX 5090 has 12.0: install PyTorch for a newer CUDA"),
     ],
 )
@@ -74,7 +71,6 @@ def test_a_gpu_that_the_build_leaves_out_is_passed_over_and_named(name, capabili
     "error, reason, advice",
     [
         (AssertionError, "Torch not compiled with CUDA enabled", ""),
-        (RuntimeError, "Found no NVIDIA driver on your system.", " Please check that you have an NVIDIA GPU and ..."),
         (RuntimeError, "The NVIDIA driver on your system is too old (found version 12040).", " Please update ..."),
         (RuntimeError, "Unexpected error. Did you set an error already? Error 803: driver combination", ""),
     ],

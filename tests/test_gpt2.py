@@ -13,9 +13,9 @@ from classifier.errors import UserError
 from classifier.gpt2 import load_gpt2
 from model import GPT, GPTConfig
 
-KINDS = ["GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification"]
+KINDS = {"GPT2Model": torch.float64, "GPT2LMHeadModel": torch.float16, "GPT2ForSequenceClassification": torch.bfloat16}
 FORMS = ["safetensors", "sharded safetensors", "bin", "sharded bin", "old bin", "state_dict", "model"]
-PREFIXES = ["", "transformer.", "module.", "_orig_mod.module.transformer."]
+PREFIXES = ["", "module.", "_orig_mod.module.transformer."]
 
 
 def trunk(theirs: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -53,8 +53,7 @@ def store(folder: Path, weights: dict[str, torch.Tensor], form: str) -> None:
             torch.save(content, folder / file, _use_new_zipfile_serialization=form != "old bin")
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("form, prefix", [*((form, "transformer.") for form in FORMS), *(("bin", p) for p in PREFIXES)])
 def test_weights_are_read_in_every_form(tmp_path, form, prefix):
     theirs = transformers_model("GPT2Model", tmp_path)
     masks = {"h.0.attn.bias": torch.ones(1, 1, 40, 40).bool(), "h.0.attn.masked_bias": torch.tensor(-1e4)}
@@ -63,8 +62,7 @@ def test_weights_are_read_in_every_form(tmp_path, form, prefix):
     assert_same(load_gpt2(str(tmp_path)), theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind, dtype", KINDS.items())
 def test_what_transformers_saves_is_read_in_float32(tmp_path, kind, dtype):
     theirs = transformers_model(kind).to(dtype)
     theirs.save_pretrained(tmp_path)
@@ -75,15 +73,12 @@ def test_what_transformers_saves_is_read_in_float32(tmp_path, kind, dtype):
         assert torch.equal(ours.head.weight, theirs.score.weight.float())
 
 
-def test_fewer_positions_and_a_random_head_that_hangs_on_the_seed_alone(tmp_path):
-    theirs = transformers_model("GPT2LMHeadModel", tmp_path)
+def test_a_random_head_hangs_on_the_seed_alone(tmp_path):
+    transformers_model("GPT2LMHeadModel", tmp_path)
     torch.manual_seed(3)
-    ours = load_gpt2(str(tmp_path), num_classes=7, block_size=16)
+    ours = load_gpt2(str(tmp_path), num_classes=7)
     torch.manual_seed(3)
     assert torch.equal(ours.head.weight, torch.empty(7, 48).normal_(std=0.02))
-    assert torch.equal(ours.wpe.weight, theirs.transformer.wpe.weight[:16]) and ours.config.block_size == 16
-    with pytest.raises(UserError, match="block_size 41 is more than .*s 40 positions: try --block_size=40"):
-        load_gpt2(str(tmp_path), block_size=41)
 
 
 def test_names_of_the_hub_come_from_its_cache_and_folders_may_lie_at_home(tmp_path, monkeypatch):
@@ -94,7 +89,6 @@ def test_names_of_the_hub_come_from_its_cache_and_folders_may_lie_at_home(tmp_pa
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("it asks the hub"))
     for name, folder in [
         ("gpt2-medium", "models--openai-community--gpt2-medium"),
-        ("distilgpt2", "models--distilgpt2"),
         ("somebody/own-gpt2", "models--somebody--own-gpt2"),
     ]:
         (tmp_path / folder / "refs").mkdir(parents=True)
@@ -167,24 +161,22 @@ def refused(folder: Path, **options: object) -> str:
     return message
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"score.weight": torch.zeros(3, 48)}, "the head in {} is for 3 classes, and 2 are asked for"),
         ({"h.1.ln_2.bias": None}, 'Missing key(s) in state_dict: "h.1.ln_2.bias"'),
         ({"adapter.weight": torch.zeros(3)}, 'Unexpected key(s) in state_dict: "adapter.weight"'),
-        ({"wte.weight": torch.zeros(10, 48)}, "size mismatch for wte.weight"),
         ({"h.0.attn.c_attn.weight": torch.zeros(144, 48)}, "size mismatch for h.0.attn.c_attn.weight"),
         ({"wpe.weight": torch.zeros(40, 48).int()}, "wpe.weight in {} is no tensor of floating-point numbers"),
         ({"ln_f.bias": torch.full((48,), float("nan"))}, "ln_f.bias in {} holds numbers that are not finite"),
         ({"ln_f.bias": torch.tensor([1e39] * 48).double()}, "ln_f.bias in {} holds numbers that are not finite"),
     ],
 )
-def test_weights_that_do_not_fill_the_model_are_named(tmp_path, form, changes, message):
+def test_weights_that_do_not_fill_the_model_are_named(tmp_path, changes, message):
     theirs = transformers_model("GPT2Model", tmp_path)
     weights = trunk(theirs) | changes
-    store(tmp_path, {name: tensor for name, tensor in weights.items() if tensor is not None}, form)
+    store(tmp_path, {name: tensor for name, tensor in weights.items() if tensor is not None}, "safetensors")
     assert message.format(tmp_path) in refused(tmp_path)
 
 
@@ -220,9 +212,6 @@ def test_folders_without_whole_files_are_refused(tmp_path):
     assert "model.safetensors is Git LFS's pointer to a file, not the file: run `git lfs pull`" in refused(tmp_path)
     weights.unlink()
     assert "has no model.safetensors or model.safetensors.index.json or pytorch_model.bin or" in refused(tmp_path)
-    for content in (whole, POINTER.encode(), b""):
-        (tmp_path / "pytorch_model.bin").write_bytes(content)
-        assert "pytorch_model.bin is" in refused(tmp_path)
     torch.save([1], tmp_path / "pytorch_model.bin")
     assert "pytorch_model.bin is truncated, damaged or of another program" in refused(tmp_path)
     config.write_text("{")
@@ -230,9 +219,8 @@ def test_folders_without_whole_files_are_refused(tmp_path):
     config.unlink()
     assert "has no config.json" in refused(tmp_path)
     torch.save(random_model().state_dict(), tmp_path / "weights.bin")
-    assert "weights.bin is of neither finetune.py nor nanoGPT: name a folder with it" in refused(
-        tmp_path / "weights.bin"
-    )
+    message = refused(tmp_path / "weights.bin")
+    assert "weights.bin is of neither finetune.py nor nanoGPT: name a folder with it" in message
 
 
 def test_the_index_says_which_shards_count(tmp_path):
@@ -242,5 +230,3 @@ def test_the_index_says_which_shards_count(tmp_path):
     assert_same(load_gpt2(str(tmp_path)), theirs)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert "has no model-00002-of-00002.safetensors" in refused(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{")
-    assert "index.json is truncated, damaged or of another program" in refused(tmp_path)

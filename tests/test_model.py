@@ -70,15 +70,6 @@ def test_padding_changes_no_logit_and_no_gradient(tmp_path):
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
 
 
-def test_a_sequence_alone_has_the_logits_that_it_has_in_a_batch(tmp_path):
-    ours, _ = ours_and_theirs(tmp_path)
-    tokens, lengths, _ = padded_batch(LENGTHS, 211, 0)
-    together = ours(Batch.from_padded(tokens, lengths))
-    alone = [Batch.from_padded(tokens[i : i + 1, :length], lengths[i : i + 1]) for i, length in enumerate(LENGTHS)]
-    alone = torch.cat([ours(batch) for batch in alone])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-
-
 def test_gpt2_small_has_its_124_million_parameters():
     with torch.device("meta"):
         model = GPT(GPTConfig(num_classes=5))

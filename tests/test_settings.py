@@ -1,7 +1,5 @@
 """Settings: defaults, then config files, then --key=value; anything doubtful is refused with its place."""
 
-import time
-
 import pytest
 from conftest import REPO, command, refuse, succeed
 from hypothesis import given, settings
@@ -64,7 +62,6 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
         ("block_sise = 3", r"config.py:1: unknown setting 'block_sise'; did you mean 'block_size'\?"),
         ("\nblock_size = 3.5", r"config.py:2: block_size must be of type int, not float 3.5"),
         ("block_size = True", r"block_size must be of type int, not bool"),
-        ("compile = 1", r"compile must be of type bool, not int 1"),
         ("block_size = 0", r"config.py:1: block_size must be above 0, not 0"),
         ("warmth = -1", r"config.py:1: warmth must be 0 or more, not -1"),
         ("learning_rate = 1e999", r"learning_rate must be a finite number, not inf"),
@@ -73,7 +70,6 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
         ("\nblock_size = (", r"config.py:2: not Python syntax"),
         ("block_size = 3\x00", r"config.py.* not Python syntax"),
         (b"prompt = '\xff'", r"config.py.* not Python syntax: 'utf-8' codec can't decode"),
-        ("LIMIT = 4", r"unknown setting 'LIMIT'"),
     ],
 )
 def test_bad_config_lines_are_refused_with_their_place(load, config, message):
@@ -81,19 +77,14 @@ def test_bad_config_lines_are_refused_with_their_place(load, config, message):
         load(config=config)
 
 
-@pytest.mark.parametrize(
-    "argument, message",
-    [
-        ("--block_sise=3", r"--block_sise: unknown setting 'block_sise'; did you mean 'block_size'\?"),
+def test_bad_arguments_are_refused(load):
+    for argument, message in (
         ("--block_size", "no config file '--block_size', and a setting is --key=value"),
         ("-block_size=3", "no config file '-block_size=3', and a setting is --key=value"),
-        ("nowhere.py", "no config file 'nowhere.py'"),
         ("--block_size=many", "--block_size: block_size must be of type int, not str 'many'"),
-    ],
-)
-def test_bad_arguments_are_refused(load, argument, message):
-    with pytest.raises(UserError, match=message):
-        load(argument)
+    ):
+        with pytest.raises(UserError, match=message):
+            load(argument)
 
 
 @settings(max_examples=300, deadline=None)
@@ -107,17 +98,12 @@ def test_any_text_is_loaded_or_refused(load, text):
         assert {name: type(value) for name, value in loaded.items()} == {n: type(v) for n, v in DEFAULTS.items()}
 
 
-def test_text_that_is_no_text_is_refused():
-    import finetune
-
-    with pytest.raises(UserError, match="prompt must be text in UTF-8"):
-        read_settings(finetune.__file__, ["--prompt=\udcff hello"])
-
-
-def test_help_lists_every_setting_and_answers_at_once(tmp_path):
-    started = time.monotonic()
-    text = succeed("finetune.py", "--help", cwd=tmp_path, run=command)
-    assert time.monotonic() - started < 5  # importing PyTorch would not fit into a second; this is only a safe bound
+def test_help_lists_every_setting_and_like_a_typo_does_not_import_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+    message = refuse("finetune.py", "--learning_rat=1", cwd=tmp_path, run=command, env=environment)
+    assert "did you mean 'learning_rate'?" in message
+    text = succeed("finetune.py", "--help", cwd=tmp_path, run=command, env=environment)
     import finetune
 
     kinds = (int, float, str, bool, list)
@@ -131,23 +117,15 @@ def test_help_lists_every_setting_and_answers_at_once(tmp_path):
     assert names >= {*RULES, *MAY_CHANGE, *ARE_LOCAL}
 
 
-def test_help_and_a_typo_do_not_import_torch(tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-    assert "--learning_rate=5e-05" in succeed("finetune.py", "--help", cwd=tmp_path, run=command, env=environment)
-    message = refuse("finetune.py", "--learning_rat=1", cwd=tmp_path, run=command, env=environment)
-    assert "did you mean 'learning_rate'?" in message
-
-
 def test_finetune_refuses_bad_values():
     for argument, message in (
-        ("--batch_size=0", "batch_size must be above 0"),
         ("--dropout=1.0", "dropout must be at least 0 and below 1"),
         ("--learning_rate=-1", "learning_rate must be above 0"),
         ("--device=tpu", "device must be one of auto, cuda, mps, cpu"),
         ("--lr_schedule=linear", "lr_schedule must be one of constant, cosine"),
         ("--label_words=['\\ud800', 'bad']", "label_words must be a list of words"),
         ("--out_dir=", "out_dir must be a name"),
+        ("--prompt=\udcff hello", "prompt must be text in UTF-8"),
     ):
         with pytest.raises(UserError, match=message):
             read_settings(str(REPO / "finetune.py"), [argument])

@@ -80,7 +80,9 @@ def attention_from(ends: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: 
     Returns:
         (S, C), the heads side by side.
     """
-    q = q * (q.shape[1] // n_head) ** -0.5  # before the products, whose sums float16 might not hold
+    scale = (q.shape[1] // n_head) ** -0.5
+    if q.dtype == torch.float16:  # which might not hold the sums of products
+        q, scale = q * scale, 1.0
     counts, sizes = [B for B, _ in groups], [B * T for B, T in groups]
     parts = zip(_rows(groups), ends.split(counts), q.split(counts), kv.split(sizes), strict=True)
     outputs = []
@@ -88,7 +90,7 @@ def attention_from(ends: Tensor, q: Tensor, kv: Tensor, groups: Groups, n_head: 
         queries = queries.view(B, n_head, 1, -1)
         keys, values = (part.transpose(1, 2) for part in keys_values.view(B, T, 2, n_head, -1).unbind(2))
         padding = torch.arange(rows.start, rows.stop, device=q.device).view(B, T) > lasts[:, None]
-        scores = queries @ keys.transpose(2, 3)  # (B, H, 1, T)
+        scores = (queries @ keys.transpose(2, 3)) * scale  # (B, H, 1, T)
         probabilities = scores.masked_fill(padding[:, None, None], -math.inf).softmax(-1).to(kv.dtype)
         outputs.append((dropout(probabilities, p) @ values).view(B, -1))
     return torch.cat(outputs)

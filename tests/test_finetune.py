@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 from functools import partial
 from types import SimpleNamespace

@@ -230,16 +230,17 @@ def test_what_is_unclear_is_refused_with_the_option_and_a_value_of_each_column(t
 
 
 def test_the_training_file_s_columns_hold_for_all_files_in_any_case(run):  # noqa: F811
-    Path("a.csv").write_text("Poem,Mood,id,text\nfine,good,n1,x\ndull,bad,n2,x\n")
-    Path("d.jsonl").write_text('{"mood": "bad", "poem": "hm", "text": "y"}\n')
-    Path("t.tsv").write_text("POEM\tid\nwhat\tn3\n")
-    named = ["--text_column", "poem", "--label_column", "Mood"]
-    printed = run("--train", "a.csv", "--dev", "d.jsonl", "--test", "t.tsv", *named)
-    assert printed.startswith("columns: texts in 'Poem' (--text_column), labels in 'Mood' (--label_column)\n")
+    Path("a.csv").write_text("Poem,Mood,key,text\nfine,good,n1,x\ndull,bad,n2,x\n")
+    Path("d.jsonl").write_text('{"mood": "bad", "poem": "hm", "text": "y", "KEY": 1}\n')
+    Path("t.tsv").write_text("POEM\tkey\nwhat\tn3\n")
+    named = ["--text_column", "poem", "--label_column", "Mood", "--id_column"]
+    printed = run("--train", "a.csv", "--dev", "d.jsonl", "--test", "t.tsv", *named, "key")
+    assert printed.startswith("columns: texts in 'Poem' (--text_column), labels in 'Mood' (--label_column), ids\n")
     assert examples("train") == [("n1", "fine", 1), ("n2", "dull", 0)] and examples("dev") == [("1", "hm", 0)]
     assert load_split("data/x", "test").ids() == ["n3"]
-    with pytest.raises(UserError, match="d.jsonl: no column 'id' among 'mood' .as 'bad'., 'poem' .as 'hm'."):
-        run("--train", "a.csv", "--dev", "d.jsonl", *named, "--id_column", "id")
+    with pytest.raises(UserError, match="d.jsonl: no column 'text' among 'mood' .as 'bad'., 'poem' .as 'hm'."):
+        Path("d.jsonl").write_text('{"mood": "bad", "poem": "hm"}\n')
+        run("--train", "a.csv", "--dev", "d.jsonl", *named, "text")
 
 
 def test_several_columns_are_joined_by_line_ends(run):  # noqa: F811

@@ -219,19 +219,8 @@ VALUES = [
     "[1,'a']",
     "None",
 ]
-VALUES += [
-    "out",
-    "out/best.pt",
-    "out/run.json",
-    "data",
-    "data/sample",
-    "missing",
-    "/dev/null",
-    ".",
-    "dev",
-    "cpu",
-    "float32",
-]
+VALUES += ["out", "out/best.pt", "out/run.json", "data", "data/sample", "missing", "/dev/null", ".", "dev", "cpu"]
+VALUES += ["float32"]
 COMMANDS = [  # each works as it stands
     "finetune.py config.py --init_from=resume --data_dir=data/sample --out_dir=out",
     "evaluate.py --ckpt out/best.pt --predictions p.csv --device cpu",

@@ -134,19 +134,6 @@ def test_as_many_classes_as_the_model_takes(run):
         run("--train", "a.tsv", "--dev", "d.tsv")
 
 
-def test_columns_of_other_names_and_a_test_file_without_labels(run):
-    write("a.tsv", [("n1", "pos", "fine"), ("n2", "neg", "dull")], header="key\ty\ttext")
-    write("t.tsv", [("n3", "who knows")], header="key\ttext")
-    named = ["--text_column", "text", "--label_column", "y"]
-    run("--train", "a.tsv", "--dev", "a.tsv", "--test", "t.tsv", *named, "--id_column", "key")
-    assert examples("train") == [("n1", "fine", 1), ("n2", "dull", 0)]
-    assert load_split("data/x", "test").ids() == ["n3"] and load_split("data/x", "test").labels is None
-    with pytest.raises(UserError, match="a.tsv: no column 'sentence' among 'key' .as 'n1'., 'y' .as 'pos'., 'text'"):
-        run("--train", "a.tsv", "--dev", "a.tsv", "--text_column", "sentence", "--label_column", "y")
-    with pytest.raises(UserError, match="no column 'uid'"):
-        run("--train", "a.tsv", "--dev", "a.tsv", *named, "--id_column", "uid")
-
-
 GOOD = [("fine", "pos"), ("dull", "neg"), ("good", "pos"), ("bad", "neg")]
 REFUSED = {
     "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is none of 'neg, pos'"),

@@ -42,19 +42,7 @@ def test_trees_are_read_as_their_phrases(tmp_path_factory, trees):
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"fine",
-        b"(2 fine",
-        b"(5 fine)",
-        b"(x fine)",
-        b"(",
-        b")",
-        b"(2 a))",
-        b"(2 (3 a) \xff)",
-        b"(12 a)",
-    ],
+    "line", [b"", b"fine", b"(2 fine", b"(5 fine)", b"(x fine)", b"(", b")", b"(2 a))", b"(2 (3 a) \xff)", b"(12 a)"]
 )
 def test_what_is_no_tree_is_refused_with_its_line(tmp_path, line):
     (tmp_path / "trees.txt").write_bytes(b"(2 (2 a) (1 b))\n" + line + b"\n(3 c)\n")

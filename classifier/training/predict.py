@@ -44,7 +44,7 @@ def predict(
     indices, is_shared = np.arange(len(examples)), len(examples) >= distributed.size()
     if is_shared:
         indices = distributed.share(indices, examples.lengths)
-    to_do, order, parts = examples.cut(indices, max(TOKEN_BUDGET, int(examples.lengths.max()))), [], []
+    to_do, order, parts = examples.cut(indices, TOKEN_BUDGET), [], []
     with casting(net, dtype):
         while to_do:
             try:

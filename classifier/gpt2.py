@@ -183,7 +183,8 @@ def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if content.get("format") == checkpoint.FORMAT:
         model, saved = checkpoint.load(path)
         data, weights = saved["data"], model.state_dict()
-        print(f"note: {path} knows {data['folder']}: if it has seen sentences of this dev set, accuracies flatter")
+        seen = "if these have sentences of this dev set, accuracies flatter"
+        print(f"note: {path} was trained on the texts of {data['folder']}: {seen}")
         names = {str(number): name for number, name in enumerate(data["label_names"])}
         sizes = asdict(model.config) | {"id2label": names}
     elif "model_args" in content:

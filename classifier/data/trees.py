@@ -36,9 +36,9 @@ def with_phrases(splits: dict[str, Examples], tree_file: Path) -> Examples:
         for part, phrase in enumerate(tree[:-1], start=1):
             if phrase not in phrases and _letters(phrase[0]) not in seen:
                 phrases[phrase] = f"{id}/{part}"
-    texts, labels = zip(*phrases, strict=True)
-    ids, labels = [*train.ids, *phrases.values()], np.array([*train.labels, *labels], np.int16)
-    return Examples(train.places + [f"{tree_file}"] * len(phrases), ids, [*train.texts, *texts], labels, [])
+    places, ids = [*train.places, *[f"{tree_file}"] * len(phrases)], [*train.ids, *phrases.values()]
+    texts = [*train.texts, *(text for text, _ in phrases)]
+    return Examples(places, ids, texts, np.array([*train.labels, *(label for _, label in phrases)], np.int16), [])
 
 
 def read_trees(path: Path) -> Iterator[list[Phrase]]:

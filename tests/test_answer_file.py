@@ -93,6 +93,10 @@ def test_values_keep_their_kinds_from_json_to_json(place):
     for given, row in zip(objects, found, strict=True):
         assert {name: row[name] for name in given} == given
     assert found[1]["prediction"] is None and found[1]["p_1"] is None and found[0]["confidence"] > 0.3
+    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.csv", cwd=place)
+    assert json.loads(answered(place / "out.csv")[0]["more"]) == objects[0]["more"]
+    pytest.importorskip("pyarrow")
+    assert "parquet cannot hold that" in refuse("evaluate.py", "--file=new.json", *ANSWERS, "out.parquet", cwd=place)
 
 
 def test_no_row_is_torn_or_lost(place):

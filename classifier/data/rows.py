@@ -391,12 +391,17 @@ def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> Non
         if ending == ".parquet":
             _write_parquet(file, path, names, cells)
         elif ending == ".xlsx":
-            _write_workbook(file, path, chain([names], rows))
+            _write_workbook(file, path, chain([names], map(_flat, rows)))
         else:
             with packed(file, "wb") if packed else nullcontext(file) as content:
                 # half a character, which UTF-8 cannot have, becomes JSON's escape for it
                 text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
                 _write_text(text, ending, names, rows)
+
+
+def _flat(row: list) -> list:
+    """Return cells with JSON in place of lists and objects."""
+    return [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else cell for cell in row]
 
 
 def _write_parquet(file: IO, path: Path, names: list[str], cells: list[Sequence[Any]]) -> None:
@@ -412,7 +417,10 @@ def _write_parquet(file: IO, path: Path, names: list[str], cells: list[Sequence[
 
     try:
         write_table(pyarrow.Table.from_arrays(list(map(packed, cells)), names), file)
-    except pyarrow.ArrowException as error:  # values of several kinds in a column
+    except (
+        pyarrow.ArrowException,
+        UnicodeEncodeError,
+    ) as error:  # values of several kinds in a column; half characters
         raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
 
 
@@ -445,7 +453,7 @@ def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Ite
     if ending in (".csv", ".tsv", ".txt"):
         writer = csv.writer(file, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
         writer.writerow(names)
-        writer.writerows(rows)
+        writer.writerows(map(_flat, rows))
     else:  # .jsonl, or .json as an array
         begin, between, end = ("", "\n", "\n") if ending == ".jsonl" else ("[\n", ",\n", "\n]\n")
         for number, row in enumerate(rows):

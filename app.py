@@ -19,16 +19,15 @@ from classifier.answers.models import (
     Loaded,
     load_all,
     log_probabilities,
-    log_probabilities_of_many,
     predict_all,
     prepared_folder,
     surest_mistakes,
     text_of,
 )
-from classifier.answers.report import answer_columns, answer_names
+from classifier.answers.report import answer_table
 from classifier.data.dataset import Split, load_split
-from classifier.data.own import cells_of, choose_columns
-from classifier.data.rows import ending_to_write, read_table, write_table
+from classifier.data.own import choose_columns
+from classifier.data.rows import read_table
 from classifier.errors import UserError
 
 EXAMPLES, MISTAKES, MOST_ROWS = 5, 20, 10_000
@@ -99,9 +98,7 @@ def answer_file(models: list[Loaded], path: str | None) -> tuple[str | None, str
             raise UserError(f"{len(table.lines):,} rows: here {MOST_ROWS:,} are answered, by evaluate.py --file any")
         columns, reasons = choose_columns(table, {}, needed=["text"])
         out = Path(mkdtemp()) / f"answered-{table.path.name}"
-        ending_to_write(out, table, answer_names(models[0].label_names))
-        found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
-        write_table(out, table, answer_columns(found, models[0].label_names))
+        found = answer_table(models, table, columns["text"], out)
     except (UserError, OSError) as error:
         return None, errors.printable(f"No answers: {error}")
     return str(out), errors.printable(f"{len(found):,} rows, {reasons}")

@@ -24,20 +24,11 @@ from pathlib import Path
 from classifier import errors
 from classifier.answers.calibration import calibrate, temperature_path
 from classifier.answers.explain import explain
-from classifier.answers.models import (
-    Loaded,
-    load,
-    load_all,
-    log_probabilities,
-    log_probabilities_of_many,
-    predict_all,
-    prepared_folder,
-)
+from classifier.answers.models import Loaded, load, load_all, log_probabilities, predict_all, prepared_folder
 from classifier.answers.report import (
-    answer_columns,
     answer_header,
-    answer_names,
     answer_row,
+    answer_table,
     print_calibration,
     print_comparison,
     print_errors,
@@ -48,7 +39,7 @@ from classifier.answers.report import (
 )
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import cells_of, choose_columns, class_numbers
-from classifier.data.rows import ending_to_write, read_table, write_table
+from classifier.data.rows import read_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
@@ -213,9 +204,7 @@ def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
     columns, reasons = choose_columns(table, named, needed=["text"], welcome=["label"])
     for line in (f"columns: {reasons}", *table.notes):
         print(errors.printable(line))
-    ending_to_write(arguments.predictions, table, answer_names(names))  # refused sooner than answered
-    found = log_probabilities_of_many(models, cells_of(table, columns["text"]))
-    write_table(arguments.predictions, table, answer_columns(found, names))
+    found = answer_table(models, table, columns["text"], arguments.predictions)
     blank = int(found[:, 0].isnan().sum())
     print(f"wrote {arguments.predictions}, {len(found):,} rows" + f", {blank:,} of them without a text" * (blank > 0))
     labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
@@ -240,12 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", **files, default=[], help="test the difference to another (of several: to their mean)")
     add("--errors", type=int, default=0, metavar="N", help="list the N mistakes that it was surest of")
     add("--plots", metavar="DIR", type=Path, help="draw confusion matrix, reliability, accuracy by length")
-    add(
-        "--predictions",
-        metavar="FILE",
-        type=Path,
-        help="write a CSV row an example: id, label, prediction, p_NAME; or --file's answers",
-    )
+    add("--predictions", metavar="FILE", type=Path, help="write each example's answers as CSV, or those to --file")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", action="store_true", help="fit a temperature on dev; it is used wherever the checkpoint is")
     add("--overwrite", action="store_true", help="let --predictions, --plots, --submission, --calibrate replace files")

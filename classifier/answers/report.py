@@ -2,7 +2,6 @@
 
 import csv
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from classifier.answers.calibration import BINS, calibration_error
 from classifier.answers.explain import Explanation
-from classifier.answers.models import surest_mistakes, text_of
+from classifier.answers.models import Loaded, log_probabilities_of_many, surest_mistakes, text_of
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split
+from classifier.data.own import cells_of
+from classifier.data.rows import Table, ending_to_write, write_table
 from classifier.errors import printable
 from classifier.files import written_whole
 from classifier.training.predict import loss_and_accuracy, macro_f1
@@ -135,22 +136,27 @@ def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
     print(textwrap.fill(line, WIDTH, **INDENTED, **whole).replace("\N{NO-BREAK SPACE}", " "))
 
 
-def answer_names(label_names: list[str]) -> list[str]:
-    """Return the names of the columns that are added to a file."""
-    return ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
+def answer_table(models: list[Loaded], table: Table, texts: list[str], path: Path) -> Tensor:
+    """Write a table again with the models' answers as further columns; return what log_probabilities_of_many does.
 
-
-def answer_columns(log_probabilities: Tensor, label_names: list[str]) -> dict[str, Sequence]:
-    """Return what is added to a file: prediction, confidence, and p_NAME of each class; None and NaN for a blank text.
+    Added are prediction, confidence, and p_NAME of each class, all of them empty for a blank text.
 
     Args:
-        log_probabilities: (rows, K), NaN for a blank text.
+        texts: the names of the columns that hold them.
+
+    Raises:
+        UserError: as write_table; what the name of path and the columns tell is refused before anything is answered.
     """
-    probabilities = log_probabilities.exp().numpy().round(6)
-    is_blank = np.isnan(probabilities[:, 0])
-    predictions = np.nan_to_num(probabilities).argmax(1).tolist()
-    names = [None if blank else label_names[number] for number, blank in zip(predictions, is_blank, strict=True)]
-    return dict(zip(answer_names(label_names), (names, probabilities.max(1), *probabilities.T), strict=True))
+    label_names = models[0].label_names
+    names = ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
+    ending_to_write(path, table, names)
+    found = log_probabilities_of_many(models, cells_of(table, texts))
+    probabilities = found.exp().numpy().round(6)
+    numbers, is_blank = np.nan_to_num(probabilities).argmax(1).tolist(), np.isnan(probabilities[:, 0])
+    predictions = [None if blank else label_names[number] for number, blank in zip(numbers, is_blank, strict=True)]
+    columns = (predictions, probabilities.max(1), *probabilities.T)
+    write_table(path, table, dict(zip(names, columns, strict=True)))
+    return found
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import sys
 
 from conftest import refuse, succeed
+
+from bench import contenders, throughput
 
 TINY = ["--tasks", "sample", "--n_layer", "2", "--n_head", "2", "--n_embd", "16", "--examples", "32", "--rounds", "1"]
 TINY += ["--seconds", "0", "--contenders", "ours", "trainer", "trainer-best", "nanogpt"]
@@ -32,3 +35,19 @@ def test_a_contender_that_fails_does_not_lose_the_others(prepared_sample, tmp_pa
     record = json.loads((tmp_path / "tiny.json").read_text())
     assert [len(row["runs"]) for row in record["rows"]] == [0, 1]
     assert "this repository" in (tmp_path / "tiny.md").read_text()
+
+
+def test_steps_that_are_too_short_are_timed_together(prepared_sample, monkeypatch):
+    monkeypatch.chdir(prepared_sample)
+    monkeypatch.setattr(contenders, "whole_steps", lambda device: 3)  # a GPU's are ten
+    monkeypatch.setattr(sys, "argv", ["throughput.py", *TINY, "--out=tiny"])
+    for name in ("ours", "trainer-best"):
+        assert throughput.measure("sample", name, throughput.parse_arguments())["examples"] == 3 * 32, name
+
+
+def test_a_gpu_that_is_one_of_many_or_old_is_used_as_far_as_it_goes(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert throughput.one_gpu() == {"CUDA_VISIBLE_DEVICES": "3"}
+    for capability in ((6, 1), (7, 0)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
+        assert contenders.can_compile("cuda") == (capability == (7, 0)) and contenders.can_compile("cpu")

@@ -4,6 +4,7 @@ Each returns the format of its matrix products, the seconds, and of each timed m
 tokens that were computed, padding included).
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,14 +94,42 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     return dtype, seconds, sizes
 
 
+class Clock(transformers.TrainerCallback):
+    """Times Trainer: whole steps after the first, since micro-batches grouped by length differ; or, where they are all
+    alike, as many after the first two as fit into the time.
+    """
+
+    def __init__(self, sizes: list[tuple], settings: SimpleNamespace, whole: bool) -> None:
+        self.sizes, self.settings, self.whole = sizes, settings, whole
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step < 2:
+            self.first, self.taken, self.seconds = len(self.sizes) - args.gradient_accumulation_steps, 0, 0.0
+        self.started = synchronize(self.settings.device)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.taken += 1
+        if not self.whole and self.taken == 2:  # warm-up
+            self.first, self.started = self.first + 2, synchronize(self.settings.device)
+        elif not self.whole and self.taken > 2 and time.perf_counter() - self.started > self.settings.seconds:
+            control.should_training_stop = True
+            self.seconds, self.last = synchronize(self.settings.device) - self.started, self.taken - 2
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.taken += 1
+        if not control.should_training_stop:
+            self.seconds += synchronize(self.settings.device) - self.started
+            self.last = self.taken if self.whole else self.taken - 2
+
+    def measured(self) -> list[tuple]:
+        """Return the sizes of the micro-batches that were timed."""
+        return self.sizes[self.first :][: self.last]
+
+
 def trainer(
     split: Split, settings: SimpleNamespace, best: bool, compiled: bool
 ) -> tuple[torch.dtype, float, list[tuple]]:
     """Time transformers' Trainer: as it comes, or at its best settings."""
-    import tempfile
-
-    import transformers
-
     device, block_size = settings.device, settings.block_size
     dtype = choose_dtype("auto", device)[0] if best else torch.float32
     size = max(1, TRAINER_BEST_TOKENS // block_size) if best else 8
@@ -108,7 +138,7 @@ def trainer(
     model = transformers.GPT2ForSequenceClassification(config)
     step = epoch_order(len(split), 0, 1)[: settings.examples]  # the same examples as ours
     rows = [{"input_ids": split.sequence(i, block_size).astype(np.int64), "labels": split.labels[i]} for i in step]
-    sizes = []
+    sizes: list[tuple] = []
 
     def pad_to_longest(rows: list[dict]) -> dict[str, Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
@@ -120,53 +150,25 @@ def trainer(
         labels = torch.tensor([int(row["labels"]) for row in rows])
         return {"input_ids": tokens, "attention_mask": mask.long(), "labels": labels}
 
-    class Clock(transformers.TrainerCallback):
-        """Times whole steps after the first where micro-batches differ (length grouping), else what fits the time."""
-
-        def on_step_begin(self, args, state, control, **_) -> None:
-            if state.global_step < 2:
-                self.first, self.taken, self.seconds = len(sizes) - args.gradient_accumulation_steps, 0, 0.0
-            self.started = synchronize(device)
-
-        def on_substep_end(self, args, state, control, **_) -> None:
-            self.taken += 1
-            if not best and self.taken == 2:  # warm-up
-                self.first, self.started = self.first + 2, synchronize(device)
-            elif not best and self.taken > 2 and time.perf_counter() - self.started > settings.seconds:
-                control.should_training_stop = True
-                self.seconds, self.last = synchronize(device) - self.started, self.taken
-
-        def on_pre_optimizer_step(self, args, state, control, **_) -> None:
-            self.taken += 1
-            if not control.should_training_stop:
-                self.seconds, self.last = self.seconds + synchronize(device) - self.started, self.taken
-
-    clock = Clock()
+    clock = Clock(sizes, settings, whole=best)
     with tempfile.TemporaryDirectory() as folder:
-        transformers.Trainer(
-            model,
-            transformers.TrainingArguments(
-                folder,
-                max_steps=1 + whole_steps(device) if best else 1,
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=settings.examples // size,
-                train_sampling_strategy="group_by_length" if best else "random",
-                bf16=dtype == torch.bfloat16,
-                fp16=dtype == torch.float16,
-                torch_compile=compiled,
-                use_cpu=device.type == "cpu",
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
-            pad_to_longest,
-            rows,
-            callbacks=[clock],
-        ).train()
-    skipped = 0 if best else 2
-    measured = sizes[clock.first :][: clock.last - skipped]
-    return dtype, clock.seconds, measured
+        arguments = transformers.TrainingArguments(
+            folder,
+            max_steps=1 + whole_steps(device) if best else 1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=settings.examples // size,
+            train_sampling_strategy="group_by_length" if best else "random",
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            torch_compile=compiled,
+            use_cpu=device.type == "cpu",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        transformers.Trainer(model, arguments, pad_to_longest, rows, callbacks=[clock]).train()
+    return dtype, clock.seconds, clock.measured()
 
 
 class NanoBlock(nn.Module):

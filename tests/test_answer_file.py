@@ -86,7 +86,7 @@ def test_the_name_of_the_answers_tells_their_format(place, name):
 
 def test_values_keep_their_kinds_from_json_to_json(place):
     objects = [{"text": "fine", "n": 3, "more": {"a": ["half \udc00"]}}, {"text": None, "n": 0.5}]
-    objects.append({"text": "bad", "flag": True})
+    objects.append({"text": "bad \ud83d", "flag": True})
     (place / "new.json").write_text(json.dumps(objects))
     succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.jsonl", cwd=place)
     found = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]

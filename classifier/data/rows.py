@@ -57,9 +57,11 @@ class Table(NamedTuple):
             raise UserError(f"{self.path}: more than one column {name!r}: rename one")
         values = self.cells[self.columns.index(name)]
         values = values if isinstance(values, list) else values.to_pylist()  # parquet's stay packed until here
-        return [value if isinstance(value, str) else self._text(row, name, value) for row, value in enumerate(values)]
+        return [self._text(row, name, value) for row, value in enumerate(values)]
 
     def _text(self, row: int, name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value if value.isascii() else _whole(value)
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
             raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number")
@@ -315,7 +317,7 @@ def _read_json(path: Path, text: str) -> Table:
             if name not in columns:
                 columns[name] = [None] * len(lines)
         for name, column in columns.items():
-            column.append(_whole(value.get(name)))
+            column.append(value.get(name))
         lines.append(line)
         line += text.count("\n", begin, end)
     if not lines:
@@ -323,11 +325,9 @@ def _read_json(path: Path, text: str) -> Table:
     return Table(path, list(columns), list(columns.values()), lines)
 
 
-def _whole(value: Any) -> Any:
-    """Return a value; half a character in a text, as JavaScript cuts them, becomes the replacement character."""
-    if not isinstance(value, str) or value.isascii():
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _whole(text: str) -> str:
+    """Return text with the replacement character for half a character, as JavaScript cuts them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_parquet(path: Path, content: bytes) -> Table:

@@ -145,17 +145,17 @@ def answer_table(models: list[Loaded], table: Table, texts: list[str], path: Pat
         texts: the names of the columns that hold them.
 
     Raises:
-        UserError: as write_table; what the name of path and the columns tell is refused before anything is answered.
+        UserError: a file of that name cannot hold the table; refused before anything is answered.
     """
     label_names = models[0].label_names
     names = ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
-    ending_to_write(path, table, names)
+    ending = ending_to_write(path, table, names)
     found = log_probabilities_of_many(models, cells_of(table, texts))
     probabilities = found.exp().numpy().round(6)
     numbers, is_blank = np.nan_to_num(probabilities).argmax(1).tolist(), np.isnan(probabilities[:, 0])
     predictions = [None if blank else label_names[number] for number, blank in zip(numbers, is_blank, strict=True)]
     columns = (predictions, probabilities.max(1), *probabilities.T)
-    write_table(path, table, dict(zip(names, columns, strict=True)))
+    write_table(path, ending, table, dict(zip(names, columns, strict=True)))
     return found
 
 

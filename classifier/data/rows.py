@@ -359,7 +359,7 @@ def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
     """Return the ending that tells how write_table writes a table with added columns.
 
     Raises:
-        UserError: its name tells no format, or the columns' names are not to be had in it.
+        UserError: its name tells no format, or the format cannot hold that.
         ModuleNotFoundError: the package that it takes is not installed.
     """
     ending = (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
@@ -371,27 +371,36 @@ def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
         raise UserError(f"{table.path} has two columns of one name, which {ending} cannot: write .csv, or rename one")
     if package := {".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(ending):
         import_module(package)
+    for cells in table.cells if ending == ".parquet" else ():
+        _packed(path, cells)
+    for cells in table.cells if ending == ".xlsx" else ():
+        if len(cells) >= 2**20 or any(len(str(cell)) > 32767 for cell in cells):
+            limits = "1,048,575 rows under a header, and 32,767 characters in a cell"
+            raise UserError(f"{path}: more than a workbook can hold, {limits}: write .csv")
     return ending
 
 
-def write_table(path: Path, table: Table, more: dict[str, Sequence[Any]]) -> None:
-    """Write a table and more columns as a file of the format that its name tells, whole or not at all.
+def write_table(path: Path, ending: str, table: Table, more: dict[str, Sequence[Any]]) -> None:
+    """Write a table and more columns, whole or not at all. None and NaN are empty.
 
-    None and NaN are empty.
+    Args:
+        ending: what ending_to_write returns.
 
     Raises:
-        UserError: as ending_to_write, or a value is none that the format can hold.
         OSError: it cannot be written.
     """
-    ending, packed = ending_to_write(path, table, more), WRITE_PACKED.get(path.suffix.lower())
+    packed = WRITE_PACKED.get(path.suffix.lower())
     names, cells = [*table.columns, *more], [*table.cells, *more.values()]
     plain = (cell.to_pylist() if hasattr(cell, "to_pylist") else cell for cell in cells)  # parquet's are packed
     rows = ([None if cell is None or cell != cell else cell for cell in row] for row in zip(*plain, strict=True))
     with written_whole(path) as file:
         if ending == ".parquet":
-            _write_parquet(file, path, names, cells)
+            import pyarrow.parquet
+
+            arrays = [_packed(path, column) for column in cells]
+            pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names), file)
         elif ending == ".xlsx":
-            _write_workbook(file, path, chain([names], map(_flat, rows)))
+            _write_workbook(file, chain([names], map(_flat, rows)))
         else:
             with packed(file, "wb") if packed else nullcontext(file) as content:
                 # half a character, which UTF-8 cannot have, becomes JSON's escape for it
@@ -404,47 +413,38 @@ def _flat(row: list) -> list:
     return [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else cell for cell in row]
 
 
-def _write_parquet(file: IO, path: Path, names: list[str], cells: list[Sequence[Any]]) -> None:
+def _packed(path: Path, cells: Sequence[Any]) -> Any:
+    """Return a column as parquet has it."""
     import pyarrow
-    from pyarrow.parquet import write_table
 
-    def packed(column: Sequence[Any]) -> Any:
-        if isinstance(column, pyarrow.ChunkedArray):
-            return column
-        if not all(isinstance(cell, str) for cell in column):  # numbers, as a workbook's, with blanks between them
-            column = [None if isinstance(cell, str) and not cell else cell for cell in column]
-        return pyarrow.array(column, from_pandas=True)
-
+    if isinstance(cells, pyarrow.ChunkedArray):
+        return cells
+    if not all(isinstance(cell, str) for cell in cells):  # numbers, as a workbook's, with blanks between them
+        cells = [None if isinstance(cell, str) and not cell else cell for cell in cells]
     try:
-        write_table(pyarrow.Table.from_arrays(list(map(packed, cells)), names), file)
-    except (
-        pyarrow.ArrowException,
-        UnicodeEncodeError,
-    ) as error:  # values of several kinds in a column; half characters
+        return pyarrow.array(cells, from_pandas=True)
+    except (pyarrow.ArrowException, UnicodeEncodeError) as error:  # values of several kinds; half characters
         raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
 
 
-def _write_workbook(file: IO, path: Path, rows: Iterable[list]) -> None:
+def _write_workbook(file: IO, rows: Iterable[list]) -> None:
     from openpyxl import Workbook
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     for row in rows:
-        sheet.append([_workbook_cell(path, sheet, cell) for cell in row])
+        sheet.append([_workbook_cell(sheet, cell) for cell in row])
     book.save(file)
 
 
-def _workbook_cell(path: Path, sheet: Any, value: Any) -> Any:
+def _workbook_cell(sheet: Any, value: Any) -> Any:
     """Return a workbook's cell; text is text, also where it begins with = or has characters that XML cannot have."""
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     if value is None or isinstance(value, int | float):
         return value
-    text = ILLEGAL_CHARACTERS_RE.sub("\ufffd", value if isinstance(value, str) else str(value))
-    if len(text) > 32767:
-        raise UserError(f"{path}: a text of {len(text):,} characters, and a workbook's cell has 32,767: write .csv")
-    cell = WriteOnlyCell(sheet, text)
+    cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", str(value)))
     cell.data_type = "s"
     return cell
 

@@ -26,6 +26,7 @@ import torch
 
 from classifier import checkpoint
 from classifier.data.dataset import Split
+from classifier.data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -152,6 +153,12 @@ def make_split(sequences: list[list[int]], labels: list[int] | None) -> Split:
     offsets = np.cumsum([0, *map(len, sequences)])
     labels = None if labels is None else np.array(labels, dtype=np.int16)
     return Split("train", tokens, offsets, labels, id_lines=np.zeros(0, np.uint8))
+
+
+def decoded(split: Split) -> list[str]:
+    """A split's texts."""
+    encoding, bounds = load_tokenizer(), zip(split.offsets[:-1], split.offsets[1:], strict=True)
+    return [encoding.decode(split.tokens[a:b].tolist()) for a, b in bounds]
 
 
 def random_split(examples: int, longest: int, vocab_size: int, num_classes: int, seed: int = 0) -> Split:

@@ -69,6 +69,8 @@ def test_missing_files_are_downloaded_and_present_ones_are_not(server, tmp_path)
     assert found == {"train": tmp_path / "here.csv", "dev": tmp_path / "there.csv"}
     assert (tmp_path / "there.csv").read_bytes() == CONTENT and server.asked == ["/there.csv"]
     assert find_files(files, None, tmp_path, server.url) == found and len(server.asked) == 1
+    found = find_files({"trees": ("trees/a.txt", SHA256)}, None, tmp_path, server.url + "all.zip")  # out of an archive
+    assert found == {"trees": tmp_path / "trees" / "a.txt"} and found["trees"].read_bytes() == CONTENT
 
 
 def test_a_failed_download_leaves_nothing_behind(server, tmp_path):
@@ -84,12 +86,6 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path):
         with pytest.raises(UserError, match=message):
             find_files({"train": (name, sha256)}, None, tmp_path / "data", url)
     assert not [*tmp_path.rglob("*")]
-
-
-def test_a_file_comes_out_of_an_archive(server, tmp_path):
-    files = {"trees": ("trees/a.txt", SHA256)}
-    found = find_files(files, None, tmp_path / "data", server.url + "all.zip")
-    assert found == {"trees": tmp_path / "data" / "trees" / "a.txt"} and found["trees"].read_bytes() == CONTENT
 
 
 def test_source_comes_first_and_a_changed_file_is_noted(tmp_path, capsys):

@@ -38,7 +38,6 @@ def folder(tmp_path_factory):
 
 
 def test_leaving_a_word_out_leaves_the_rest_as_it_was():
-    assert without_each_word(TEXT) == VARIANTS
     assert without_each_word("  two  words ") == ["  words ", "  two "]
     assert without_each_word(" one ") == []
 

@@ -21,7 +21,7 @@ CONFIGS = {name: read_settings(REPO / "finetune.py", [str(REPO / "config" / f"fi
            for name in ("sst", "cfimdb")}  # fmt: skip
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(13, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(13, 40))
 def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, block_size):
     random = np.random.default_rng(seed)
     prompt = tuple(random.integers(97, size=prompt_length).tolist())
@@ -29,7 +29,7 @@ def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, bl
     split = replace(plain, prompt=prompt)
     for i in range(9):
         sentence = plain.tokens[plain.offsets[i] : plain.offsets[i + 1]].tolist()
-        kept = sentence[-(block_size - prompt_length) :]
+        kept = sentence[-(block_size - prompt_length) :]  # the last tokens
         assert split.sequence(i, block_size).tolist() == kept + list(prompt)
         assert split.lengths(block_size)[i] == len(kept) + prompt_length
         assert split.whole_lengths()[i] == len(sentence) + prompt_length

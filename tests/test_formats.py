@@ -9,10 +9,11 @@ import json
 import lzma
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import command, refuse, succeed, visible
+from conftest import refuse, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare_own import examples, run, write  # noqa: F401, run is a fixture
@@ -49,8 +50,9 @@ def zipped(name: str, content: str) -> bytes:
 
 
 def parquet(rows: list[dict]) -> bytes:
-    buffer, table = io.BytesIO(), pytest.importorskip("pyarrow", reason="needs pyarrow").Table.from_pylist(rows)
-    pytest.importorskip("pyarrow.parquet").write_table(table, buffer)
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    buffer = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
 
 
@@ -77,8 +79,9 @@ WRITERS = {  # file name -> its content
     "j.json": lambda rows: json.dumps(rows, indent=1).encode(),
     "k.zip": lambda rows: zipped("folder/k.jsonl", json_lines(rows)),
     "l.csv": lambda rows: zipped("l.csv", delimited(rows, ",")),  # not what its name says
-    "m.parquet": parquet,
 }
+if find_spec("pyarrow"):
+    WRITERS["m.parquet"] = parquet
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from(',;\t"\r\n {}[]é😀')
 TEXTS = st.text(CHARACTERS, min_size=1, max_size=40).filter(str.strip)
 ROWS = st.sampled_from([[0, 1], ["complaint", " a, b", '"c;d"', "é"]]).flatmap(
@@ -90,32 +93,22 @@ ROWS = st.sampled_from([[0, 1], ["complaint", " a, b", '"c;d"', "é"]]).flatmap(
 )
 
 
-@pytest.fixture(scope="module")
-def writers() -> dict:
-    """Those of WRITERS that this machine has the packages for."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return {name: writer for name, writer in WRITERS.items() if not name.endswith(".parquet")}
-    return WRITERS
-
-
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
-def test_the_same_rows_are_read_from_every_format(tmp_path_factory, writers, rows):
+def test_the_same_rows_are_read_from_every_format(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
-    for name, writer in writers.items():
+    for name, writer in WRITERS.items():
         (folder / name).write_bytes(writer(rows))
         table = read_table(folder / name, quoting="csv")
         found = list(zip(*(table.column(column) for column in ("ID", "Text", "Label")), strict=True))
         assert found == [(str(row["ID"]), row["Text"], str(row["Label"])) for row in rows], name
 
 
-def test_the_same_rows_give_the_same_files_in_every_format(run, writers):  # noqa: F811
+def test_the_same_rows_give_the_same_files_in_every_format(run):  # noqa: F811
     texts = ['so; "good",\r\nso\rtrue', "\ufeff\tx", " 1", "{}", '"', "a,b;c\td", "é😀\u2028", "\n\n.", "null"]
     rows = [{"ID": 3 * i, "Text": f"{text}{i}", "Label": i % 2} for i, text in enumerate(texts * 5)]
     found = {}
-    for name, writer in writers.items():
+    for name, writer in WRITERS.items():
         Path(name).write_bytes(writer(rows))
         run("--train", name, "--test", name, "--overwrite")  # the dev split is set aside
         found[name] = {file: content for file, content in visible(Path("data/x")).items() if file != "meta.json"}
@@ -133,12 +126,11 @@ def test_rows_have_their_lines_whatever_they_span(tmp_path):
         (tmp_path / name).write_bytes(content.encode())
         table = read_table(tmp_path / name)
         assert list(table.lines) == lines and table.place(1) == f"{tmp_path / name}, line {lines[1]}"
-
-
-def test_cells_may_be_of_any_length_and_lines_end_in_any_way(tmp_path):
-    (tmp_path / "a.csv").write_bytes(f"text,label,notes\ra,x,{'n' * 200_000}\r\n{'b' * 140_000},y,\n".encode())
-    table = read_table(tmp_path / "a.csv")
-    assert list(map(len, table.column("text"))) == [1, 140_000] and table.column("label") == ["x", "y"]
+    table = table_of(tmp_path, f"text,label,notes\ra,x,{'n' * 200_000}\r\n{'b' * 140_000},y,\n")
+    assert [(len(text), line) for text, line in zip(table.column("text"), table.lines, strict=True)] == [
+        (1, 2),
+        (140_000, 3),
+    ]
 
 
 def test_values_of_json_become_text_where_they_are_asked_for(tmp_path):
@@ -147,8 +139,6 @@ def test_values_of_json_become_text_where_they_are_asked_for(tmp_path):
     table = read_table(tmp_path / "a.jsonl")
     assert table.columns == ["text", "label", "more"] and table.cells[1] == [True, 1.5, "é", 0]  # as they stand there
     assert table.column("text") == ["5", "", "", "cut \ufffd"] and table.column("label") == ["true", "1.5", "é", "0"]
-    with pytest.raises(UserError, match="a.jsonl, line 2, column 'more': a list, neither text nor a number"):
-        table.column("more")
 
 
 def test_a_folder_of_folders_has_a_class_in_each(run):  # noqa: F811
@@ -162,8 +152,6 @@ def test_a_folder_of_folders_has_a_class_in_each(run):  # noqa: F811
     assert examples("test") == [("pos/0_9.txt", "so\nso", 1)]
     source = load_meta("data/x")["splits"]["test"]["source"]
     assert source["name"] == "test" and source["sha256"] == hashlib.sha256(b"so\nso").hexdigest()
-    with pytest.raises(UserError, match="config is a folder, and in it there are no folders of .txt files"):
-        run("--train", "config", "--overwrite")
 
 
 def test_a_workbook_is_read_whatever_its_name(run):  # noqa: F811
@@ -193,7 +181,6 @@ def table_of(tmp_path, content: str):
 
 
 CHOSEN = {  # file: text, label, and what is said of them
-    "id,sentence,sentiment\n1,a,b": ("sentence", "sentiment", "by its name", "by its name"),
     "Text,LABEL,topic,message\n": ("Text", "LABEL", "by its name", "by its name"),
     "date, Comment ,author,Category": (" Comment ", "Category", "by its name", "by its name"),
     "v1,v2,,\nham,hi,,": ("v2", "v1", "by its name", "by its name"),
@@ -251,7 +238,6 @@ def test_several_columns_are_joined_by_line_ends(run):  # noqa: F811
 
 NO_HEADER = {  # file -> the column of the texts
     "labels first": ("a.tsv", "ham\tThe soup was warm\nspam\tWin a boat\nham\tSee you\n", "2"),
-    "texts first": ("a.tsv", "The soup was warm\t1\nWin a boat\t0\nSee you\t1\n", "1"),
     "numbers": ("a.csv", "7,soup\n8,boat\n8,late\n1,2\n", "2"),
     "a label with a usual name": ("a.tsv", "comment\tsoup\nquestion\ttea?\ncomment\tboat\n", "2"),
 }
@@ -300,6 +286,10 @@ QUOTES = {  # file -> its texts: "_" stands for the delimiter
     "a quote inside": ('text_label\na "b" c_x\nd_y\n', ['a "b" c', "d"]),
     "CSV's": ('text_label\n"a ""b""\nc"_x\nd_y\ne_x\n', ['a "b"\nc', "d", "e"]),
     "CSV's, of two lines": ('text_label\n"a\nb"_x\nd_y\ne_x\n', ["a\nb", "d", "e"]),
+    "commas in lines": (
+        'text_label\n"Hello,\nthanks"_x\n"Dear all, best,\nbye"_y\n' + "a_x\nb_y\n" * 2,
+        ["Hello,\nthanks", "Dear all, best,\nbye", "a", "b", "a", "b"],
+    ),
     "backslashes": ('text_label\n"a \\"b\\" c"_x\n"d\\e"_y\n', ['a "b" c', "d\\e"]),
 }
 
@@ -312,12 +302,6 @@ def test_quotes_are_csvs_or_the_texts_own(tmp_path, content, texts, delimiter):
     lines_are_rows = '"a' in texts or '"a" b' in texts
     assert [note for note in table.notes if "--quoting csv" in note] == list(table.notes)
     assert len(table.notes) == lines_are_rows
-
-
-def test_a_text_of_several_lines_with_commas_is_not_cut_at_them(tmp_path):
-    content = 'text,label\n"Hello,\nthanks",x\n"Dear all, best,\nbye",y\n' + "a,x\nb,y\n" * 4
-    table = table_of(tmp_path, content)
-    assert table.column("text")[:3] == ["Hello,\nthanks", "Dear all, best,\nbye", "a"] and not table.notes
 
 
 def test_an_author_s_quotes_stay_in_a_tsv_and_those_of_excel_go(tmp_path):
@@ -371,9 +355,6 @@ def test_rows_without_a_text_are_left_out_and_told(run):  # noqa: F811
     assert [id for id, _, _ in examples("train")] == [str(i + 1) for i in range(28) if i % 4 != 1]
     with pytest.raises(UserError, match="8 rows without a text left out"):
         run("--train", "a.csv", "--dev", "a.csv", "--strict")
-    Path("a.csv").write_text("text,label\n ,x\n")
-    with pytest.raises(UserError, match="a.csv: no row has a text"):
-        run("--train", "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -396,29 +377,22 @@ def test_a_test_file_whose_labels_are_empty_or_all_minus_one_has_none(run, conte
 OBJECT = '{"text": "a", "label": "x"}\n'
 BROKEN = {
     "unquoted comma": ("a.csv", "text,label\nwell, no,x\n", "line 2: 3 columns, but the header has 2: is there a text"),
-    "too few cells": ("a.csv", "text,label\na,x\nb\n", "line 3: 1 columns, but the header has 2"),
-    "after a cell of two lines": ("a.csv", 'text,label\n"a\nb",x\nc\n', "line 4: 1 columns"),
+    "after a cell of two lines": ("a.csv", 'text,label\n"a\nb",x\nc\n', "line 4: 1 columns, but the header has 2"),
     "quote inside": ("a.csv", 'text;label\n"a" b;x\n', "line 2: text after a closing quote: .* --quoting none"),
     "unclosed quote": ("a.csv", 'text,label\n"a,x\n', "line 2: a quote that is never closed: .* --quoting none"),
-    "NUL": ("a.csv", "text,label\na\0b,x\n", "line 2: a NUL byte"),
     "UTF-16 without its mark": ("a.csv", "text,label\n".encode("utf-16-le"), "line 1: a NUL byte: no text, or UTF-16"),
     "half of UTF-16": ("a.csv", "text,label\na,x\n".encode("utf-16")[:-1], "line 2: not valid utf-16"),
     "empty": ("a.csv", "", "a.csv is empty"),
-    "no rows": ("a.csv", "text,label\n", "a.csv: no row has a text"),
     "two columns of a name": ("a.csv", "text,text,label\na,b,x\n", "more than one column 'text'"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(OBJECT.encode() * 9)[:-12], "a broken archive, "),
-    "cut zip": ("a.zip", zipped("a.csv", "text,label\n")[:-9], "a broken archive, "),
     "no known file in a zip": ("a.zip", zipped("a.pdf", ""), "its name must end in"),
     "old Excel": ("a.csv", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(9), "a.csv is a workbook of an old Excel"),
-    "no JSON": ("a.jsonl", OBJECT + "{'text': 1}\n", "line 2: no JSON: Expecting property name"),
     "cut JSON": ("a.json", '[{"text": "a"},\n{"text": "b', "line 2: no JSON: Unterminated string"),
     "no object": ("a.jsonl", OBJECT + "5\n", "line 2: 5: expected objects, one a line or in an array"),
     "nested": ("a.jsonl", OBJECT + '{"text": "b", "label": ["x"]}', "line 2, column 'label': a list, neither text nor"),
     "deeply nested": ("a.jsonl", OBJECT + '{"a":' * 100_000, "line 2: no JSON: maximum recursion depth exceeded"),
     "a number of 5,000 digits": ("a.jsonl", OBJECT + '{"text": ' + "9" * 5000 + "}", "line 2: no JSON: Exceeds"),
-    "no label": ("a.jsonl", OBJECT + '{"text": "b"}', "line 2: no label: label the row or remove it"),
     "no lines": ("a.jsonl", "\n", "a.jsonl is empty"),
-    "no suffix": ("csv", "text,label\n", "its name must end in"),
 }  # fmt: skip
 
 
@@ -438,7 +412,6 @@ def test_a_broken_parquet_file_or_workbook_is_refused(run):  # noqa: F811
         (whole[:-9], [], "a.parquet: a broken parquet file, "),
         (whole[:4] + bytes(50) + whole[54:], [], "a.parquet: a broken parquet file, "),
         (whole, ["--label_column", "more"], "a.parquet, row 1, column 'more': a list, neither text nor a number"),
-        (whole, ["--label_column", "x"], "a.parquet: no column 'x' among 'text' .as 'a'., 'label'"),
     ):
         Path("a.parquet").write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -449,21 +422,8 @@ def test_a_broken_parquet_file_or_workbook_is_refused(run):  # noqa: F811
         run("--train", "a.xlsx")
 
 
-@pytest.mark.parametrize("package, content", [("pyarrow", b"PAR1"), ("openpyxl", zipped("xl/workbook.xml", ""))])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package, content):
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / "a.csv").write_bytes(content)
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.csv").write_bytes(b"PAR1")
     message = refuse("prepare_own.py", "--train", "a.csv", "--name", "x", cwd=tmp_path)
-    assert f"the package {package} is not installed: " in message and f"`pip install {package}`" in message
-
-
-def test_a_spreadsheet_s_file_as_a_person_would_prepare_it(tmp_path):
-    rows = [f'"Order {i}; no news, ""still"" waiting";{"late" if i % 2 else "lost"}' for i in range(40)]
-    (tmp_path / "tickets.csv").write_text("\ufeffText;Kind\r\n" + "\r\n".join(rows), encoding="utf-8", newline="")
-    train = ["prepare_own.py", "--train", "tickets.csv", "--name", "tickets"]
-    printed = succeed(*train, cwd=tmp_path, run=command)
-    assert "columns: texts in 'Text' (by its name), labels in 'Kind' (the only other column)\n" in printed
-    assert load_meta(tmp_path / "data" / "tickets")["label_names"] == ["late", "lost"]
-    (tmp_path / "tickets.csv").write_text("Text;Category;Class\na;b;c\n")
-    message = refuse(*train, "--overwrite", cwd=tmp_path, run=command)
-    assert "'Category' and 'Class' could both be the labels: choose with --label_column among 'Text'" in message
+    assert "the package pyarrow is not installed: " in message and "`pip install pyarrow`" in message

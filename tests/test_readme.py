@@ -55,14 +55,8 @@ COMMANDS = shown_commands()
 
 
 def test_the_pages_show_the_commands_that_never_change():
-    for command in (
-        "make demo",
-        "make test",
-        "python prepare_sst.py",
-        "python finetune.py config/finetune_sst.py",
-        "python evaluate.py --ckpt out/best.pt",
-    ):
-        assert command in COMMANDS
+    stable = {"make demo", "make test", "python prepare_sst.py", "python finetune.py config/finetune_sst.py"}
+    assert stable | {"python evaluate.py --ckpt out/best.pt"} <= set(COMMANDS)
     assert len(COMMANDS) > 25 and set(ELSEWHERE) <= set(COMMANDS)
 
 
@@ -76,17 +70,9 @@ def test_every_page_is_tested_and_linked_from_the_readme():
 
 
 def test_every_file_of_the_repository_that_is_named_is_there():
-    generated = {
-        "config/finetune_mytask.py",
-        "config.json",
-        "model.safetensors",
-        "seeds.json",
-        "run.json",
-        "log.csv",
-        "temperature.json",
-    }
-    generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "curves.png", "out/curves.png", "test.csv"}
-    generated |= {"new.csv", "answered.csv"}
+    generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "seeds.json", "run.json", "log.csv"}
+    generated |= {"temperature.json", "trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "new.csv", "test.csv"}
+    generated |= {"answered.csv", "curves.png", "out/curves.png"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
     text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
     text = text.replace("prepare_*.py", "")
@@ -112,8 +98,7 @@ def first_rows(name: str, count: int, skipped: int = 0) -> str:
 def test_help_fits_a_terminal(script, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = succeed(script, "--help", cwd=tmp_path).splitlines()
-    assert len(lines) > 5
-    assert [line for line in lines if len(line) > 80] == []
+    assert len(lines) > 5 and not [line for line in lines if len(line) > 80]
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +155,8 @@ def adapted(command: str, folder: Path) -> list[str]:
         words = [re.sub(r"--n_embd=\d+", "--n_embd=8", word) for word in words]
         words = [re.sub(r"--seeds=\[(\d+),.*\]", r"--seeds=[\1]", word) for word in words]  # several: test_survival.py
         words += [*FINETUNE, f"--max_steps={2 if is_resume else 1}"]
-        words += (
-            ["--overwrite=True"] if (folder / out_dir(words, folder) / "best.pt").exists() and not is_resume else []
-        )
+        if (folder / out_dir(words, folder) / "best.pt").exists() and not is_resume:
+            words.append("--overwrite=True")
     elif words[0] == "make":
         words.insert(1, "--dry-run")
     return words
@@ -203,7 +187,6 @@ def run(command: str, folder: Path) -> str:
 
 
 def test_every_command_works_in_the_order_of_the_pages(clone):
-    ran = 0
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
@@ -212,14 +195,10 @@ def test_every_command_works_in_the_order_of_the_pages(clone):
             run("python prepare_sst.py", clone)
         if command.startswith("make "):
             assert_known(output)
-        ran += 1
-    assert ran + len(ELSEWHERE) == len(COMMANDS)
     for name in ("out/curves.png", "out/best.pt", "out/run.json", "plots/confusion.png", "out-hf/model.safetensors"):
         assert (clone / name).is_file()
-    assert {path.name for path in (clone / "submission").iterdir()} == {
-        "finetune-sst-dev-out.csv",
-        "finetune-sst-test-out.csv",
-    }
+    submitted = {f"finetune-sst-{split}-out.csv" for split in ("dev", "test")}
+    assert {path.name for path in (clone / "submission").iterdir()} == submitted
 
 
 def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
@@ -236,10 +215,8 @@ def assert_known(output: str) -> None:
     for line in output.splitlines():
         command = line.replace(".venv/bin/", "").strip()
         if command.startswith("python ") and command.split()[1] not in ("-m", "-c"):
-            script = command.split()[1]
-            assert (REPO / script).is_file(), line
-            for word in re.findall(r"config/\S+", command):
-                assert (REPO / word).is_file(), line
+            for name in (command.split()[1], *re.findall(r"config/\S+", command)):
+                assert (REPO / name).is_file(), line
 
 
 def test_baselines_of_the_results_table(tsv_dir, tmp_path):

@@ -1,13 +1,13 @@
 """The .bin format from both ends: what goes in comes out, what does not fit is refused with file and line."""
 
 import csv
-import io
 
 import numpy as np
 import pytest
 from conftest import PREPARE_SAMPLE, decoded, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_formats import delimited
 
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.prepare import PERCENTILES, prepare_course
@@ -55,17 +55,11 @@ EXAMPLES = st.tuples(SENTENCES.filter(str.strip), st.integers(0, 2))
 @given(st.lists(EXAMPLES, min_size=1, max_size=12), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_end):
     folder = tmp_path_factory.mktemp("round")
-    buffer = io.StringIO()
-    # Python's writer leaves a lone carriage return unquoted, which no reader then takes for part of the field
-    quoting = csv.QUOTE_ALL if any("\r" in sentence for sentence, _ in examples) else csv.QUOTE_MINIMAL
-    writer = csv.writer(buffer, delimiter="\t", lineterminator=line_end, quoting=quoting)
-    writer.writerow(["sentiment", "extra", "sentence", "id"])  # columns are found by name
-    writer.writerows([label, "x", sentence, f"id {i}"] for i, (sentence, label) in enumerate(examples))
-    content = ("\ufeff" if bom else "") + buffer.getvalue()
-    for name in ("train.tsv", "dev.tsv"):
-        (folder / name).write_bytes(content.encode())
-    files = {"train": folder / "train.tsv", "dev": folder / "dev.tsv"}
-    prepare_course("x", files, ["a", "b", "c"], 16, folder / "out")
+    names = ["sentence", "sentiment", "extra", "id"]  # columns are found by name
+    rows = [dict(zip(names, (*example, "x", f"id {i}"), strict=True)) for i, example in enumerate(examples)]
+    content = ("\ufeff" if bom else "") + delimited(rows, "\t", line_end)
+    (folder / "a.tsv").write_bytes(content.encode())
+    prepare_course("x", dict.fromkeys(["train", "dev"], folder / "a.tsv"), ["a", "b", "c"], 16, folder / "out")
     split = load_split(folder / "out", "train")
     assert [label for _, label in examples] == split.labels.tolist()
     assert split.ids() == [f"id {i}" for i in range(len(examples))]

@@ -13,18 +13,17 @@ from classifier.answers import models as answers
 from classifier.answers import report
 from classifier.answers.explain import Explanation, explain, shades, without_each_word
 
-TEXT = "I loved every minute of it, and\tso will you."
+TEXT = "I loved every minute of it,\tand you will."
 VARIANTS = [
-    "loved every minute of it, and\tso will you.",
-    "I every minute of it, and\tso will you.",
-    "I loved minute of it, and\tso will you.",
-    "I loved every of it, and\tso will you.",
-    "I loved every minute it, and\tso will you.",
-    "I loved every minute of and\tso will you.",
-    "I loved every minute of it,\tso will you.",
-    "I loved every minute of it, and will you.",
-    "I loved every minute of it, and\tso you.",
-    "I loved every minute of it, and\tso will",
+    "loved every minute of it,\tand you will.",
+    "I every minute of it,\tand you will.",
+    "I loved minute of it,\tand you will.",
+    "I loved every of it,\tand you will.",
+    "I loved every minute it,\tand you will.",
+    "I loved every minute of\tand you will.",
+    "I loved every minute of it, you will.",
+    "I loved every minute of it,\tand will.",
+    "I loved every minute of it,\tand you",
 ]
 
 
@@ -39,7 +38,6 @@ def folder(tmp_path_factory):
 
 def test_leaving_a_word_out_leaves_the_rest_as_it_was():
     assert without_each_word("  two  words ") == ["  words ", "  two "]
-    assert without_each_word(" one ") == []
 
 
 @given(st.text(max_size=30))

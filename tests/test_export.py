@@ -59,11 +59,11 @@ def exported(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> Path: 
     return folder / "hf"
 
 
-def pipeline(folder: Path, **options):
+def pipeline(folder: Path):
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    return transformers.pipeline("text-classification", model=str(folder), device="cpu", **options)
+    return transformers.pipeline("text-classification", model=str(folder), device="cpu")
 
 
 def pipeline_probabilities(folder: Path, names: list[str], texts: list[str]) -> torch.Tensor:
@@ -111,9 +111,7 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp
     assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
 
 
-@pytest.mark.parametrize(
-    "leading_space, prompt", [(False, " It was"), (True, "\n\nOverall, the film was 👍 <|endoftext|> or")]
-)
+@pytest.mark.parametrize("leading_space, prompt", [(False, " It was"), (True, "\n\nThe film was 👍 <|endoftext|> or")])
 def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkeypatch, leading_space, prompt):
     model, ending = random_model(), ENCODING.encode_ordinary(prompt)
     data = {"label_names": NAMES, "leading_space": leading_space}
@@ -153,10 +151,6 @@ def test_any_text_becomes_our_tokens(their_tokenizers, text):
         assert tokenizer(text, truncation=True)["input_ids"] == expected
 
 
-# -----------------------------------------------------------------------------
-# the head's bias
-
-
 @pytest.mark.parametrize("scale", [0, 30])
 def test_a_large_bias_changes_no_logit(tmp_path, scale):
     from transformers import GPT2ForSequenceClassification
@@ -164,9 +158,7 @@ def test_a_large_bias_changes_no_logit(tmp_path, scale):
     model = random_model()
     with torch.no_grad():
         model.head.bias.copy_(scale * torch.tensor([1, -0.3, 0.5, 0, 0.9]))  # and they do not sum to 0
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     theirs = GPT2ForSequenceClassification.from_pretrained(exported(tmp_path, model)).eval()
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     tokens = torch.randint(50256, (8, BLOCK_SIZE))
     with torch.no_grad():
         ours = model(Batch.from_padded(tokens, torch.full((8,), BLOCK_SIZE)))
@@ -219,30 +211,30 @@ def test_finetune_starts_from_an_exported_folder(workspace):
     assert "A GPT-2 from a folder" in card and f"Accuracy **{accuracy:.3f}**" in card
 
 
-def load(folder: Path, *label_names: str) -> GPT:
-    return load_gpt2(str(folder), len(label_names), label_names=list(label_names))
+def load(folder: Path, label_names: str, **options) -> GPT:
+    return load_gpt2(str(folder), len(label_names), label_names=list(label_names), **options)
 
 
 def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, capsys):
     theirs = transformers_model("GPT2ForSequenceClassification")
     theirs.config.id2label = dict(enumerate("abcde"))
     theirs.save_pretrained(tmp_path / "hf")
-    assert torch.equal(load(tmp_path / "hf", *"abcde").head.weight, theirs.score.weight)
+    assert torch.equal(load(tmp_path / "hf", "abcde").head.weight, theirs.score.weight)
     assert not capsys.readouterr().out
-    load(tmp_path / "hf", *"abcdx")
+    load(tmp_path / "hf", "abcdx")
     assert "note: the head's classes in" in (printed := capsys.readouterr().out)
     assert printed.endswith("a, b, c, d, e, now stand for a, b, c, d, x\n")
     with pytest.raises(UserError, match="has the classes in the order a, b, c, d, e, but the data has a, b, c, e, d"):
-        load(tmp_path / "hf", *"abced")
+        load(tmp_path / "hf", "abced")
     with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .*--new_head=True"):
-        load(tmp_path / "hf", *"ab")
+        load(tmp_path / "hf", "ab")
     for label_names in ("ba", "abced"):  # as the messages say
-        model = load_gpt2(str(tmp_path / "hf"), len(label_names), label_names=list(label_names), new_head=True)
+        model = load(tmp_path / "hf", label_names, new_head=True)
         assert torch.equal(model.wte.weight, theirs.transformer.wte.weight)
     theirs.config.id2label = {number: f"LABEL_{number}" for number in range(5)}  # they say nothing
     theirs.save_pretrained(tmp_path / "hf")
     capsys.readouterr()
-    load(tmp_path / "hf", *"edcba")
+    load(tmp_path / "hf", "edcba")
     assert not capsys.readouterr().out
 
 
@@ -256,16 +248,12 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     words = ["export_hf.py", "--ckpt=out/best.pt", "--out"]
-    for out, message in [
-        ("file", "file: Not a directory"),
-        ("out", "out holds other things (best.pt): name a new folder"),
-        ("nowhere/hf", "cannot write nowhere/hf: No such file or directory"),
-    ]:
+    problems = {"file": "file: Not a directory", "out": "out holds other things (best.pt): name a new folder"}
+    for out, message in (problems | {"nowhere/hf": "cannot write nowhere/hf: No such file or directory"}).items():
         assert message in refuse(*words, out, "--overwrite", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
     succeed(*words, "empty", cwd=tmp_path)
     before = visible(tmp_path / "empty")
-    assert set(before) == export_hf.FILES
     assert {path.stat().st_mode for path in (tmp_path / "empty").iterdir()} == {(tmp_path / "file").stat().st_mode}
     message = refuse(*words, "empty", cwd=tmp_path)
     assert "empty holds a model already: name another folder, or add --overwrite" in message
@@ -280,8 +268,9 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     (tmp_path / ".hf.tmp" / "half").touch()
     save(tmp_path / "best.pt", random_model(3))
     export(*words)
-    assert set(before := visible(tmp_path / "hf")) == export_hf.FILES
-    assert len(json.loads(before["config.json"])["id2label"]) == 3
+    before = visible(tmp_path / "hf")
+    assert before.keys() == export_hf.FILES and len(json.loads(before["config.json"])["id2label"]) == 3
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
     save(tmp_path / "best.pt", random_model(n_embd=48))
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (7_000_000, hard))  # the weights are larger: as on a full disk
@@ -293,15 +282,10 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert visible(tmp_path / "hf") == before and sorted(os.listdir(tmp_path)) == ["best.pt", "hf"]
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path):
-    small = GPT(GPTConfig(2, 8, 100, 1, 1, 8))
-    for model, prompt, message in [
-        (random_model(), " no" * 24, "the prompt's 24 tokens leave no room for a sentence"),
-        (small, "", "has 100 tokens, fewer than GPT-2's 50,257"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            exported(tmp_path, model, settings={"prompt": prompt})
-        assert os.listdir(tmp_path) == ["best.pt"]
+def test_another_vocabulary_than_gpt2s_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has 100 tokens, fewer than GPT-2's 50,257"):
+        exported(tmp_path, GPT(GPTConfig(2, 8, 100, 1, 1, 8)))
+    assert os.listdir(tmp_path) == ["best.pt"]
 
 
 # -----------------------------------------------------------------------------

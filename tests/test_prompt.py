@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, random_split, refuse, succeed, transformers_model
+from conftest import REPO, make_split, random_split, refuse, succeed, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,12 +43,8 @@ def test_the_first_logits_are_the_language_models_for_the_label_words(task, num_
     start_head_from(model, encode_label_words(settings.label_words, num_classes))
     for sentence in (" A lovely film .", " " + "A mess of a film . " * 3):
         tokens = torch.tensor([encoding.encode_ordinary(sentence + settings.prompt)])
-        split = replace(
-            random_split(1, 1, 97, 2),
-            tokens=np.array(encoding.encode_ordinary(sentence), dtype=np.uint16),
-            offsets=np.array([0, len(encoding.encode_ordinary(sentence))]),
-            prompt=encode_prompt(settings.prompt, 96),
-        )
+        split = make_split([encoding.encode_ordinary(sentence)], None)
+        split = replace(split, prompt=encode_prompt(settings.prompt, 96))
         assert split.sequence(0, 96).tolist() == tokens[0].tolist()
         batch = Batch.from_padded(tokens, torch.tensor([tokens.shape[1]]))
         words = [encoding.encode_single_token(word) for word in settings.label_words]
@@ -77,7 +73,7 @@ def test_label_words_and_prompts_that_cannot_be_are_refused():
         encode_prompt(" Good or bad:", 4)
 
 
-def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_text(workspace):
+def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_resuming(workspace):
     run = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
     run += ["--block_size=32", "--dtype=float32", "--max_steps=3", "--gradient_accumulation_steps=1"]
     run += ["--prompt= Is it good or bad:", '--label_words=["bad","good"]']
@@ -89,14 +85,5 @@ def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_text(workspace):
     assert saved["settings"]["prompt"] == " Is it good or bad:" and "exceed block_size" in printed
     evaluated = succeed("evaluate.py", "--predictions=p.csv", "--dtype=float32", cwd=workspace)
     assert f"dev accuracy: {saved['progress']['best']['accuracy']:.3f}" in evaluated
-    # one example from text, by hand
-    text = "A dull, endless mess."
-    line = succeed("evaluate.py", "--text", text, "--dtype=float32", cwd=workspace).splitlines()[1]
-    text = " " + text if saved["data"]["leading_space"] else text
-    tokens = torch.tensor([load_tokenizer().encode_ordinary(text + saved["settings"]["prompt"])])
-    with torch.no_grad():
-        batch = Batch.from_padded(tokens, torch.tensor([tokens.shape[1]]))
-        expected = model.eval()(batch)[0].softmax(-1)
-    assert [float(word) for word in line.split()[1:3]] == pytest.approx(expected.tolist(), abs=6e-4)
     message = refuse(*run, "--prompt= Good?", "--init_from=resume", "--max_steps=5", cwd=workspace)
     assert "prompt was ' Is it good or bad:' and is now ' Good?'" in message

@@ -32,10 +32,7 @@ def test_tokens_are_those_of_transformers_and_decode_to_the_text(theirs, text):
 
 
 def test_known_tokens_without_a_network(monkeypatch):
-    def no_network(*_, **__):
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr("socket.socket.connect", no_network)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     encoding = tokenizer.load_tokenizer.__wrapped__()
     assert encoding.encode_ordinary(" It 's a lovely film .") == [632, 705, 82, 257, 14081, 2646, 764]
     assert encoding.n_vocab == tokenizer.VOCAB_SIZE and encoding.eot_token == tokenizer.END_OF_TEXT

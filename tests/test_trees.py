@@ -90,19 +90,16 @@ def test_phrases_follow_the_sentences_but_for_what_reads_as_a_sentence(source):
     ]
 
 
-@pytest.mark.parametrize(
-    "before, after, message",
-    [
+def test_trees_of_other_sentences_are_refused(source):
+    text = (source / "trees.txt").read_text()
+    for before, after, message in (
         ("(2 A)", "(2 The)", "line 1: not the tree of .*train.tsv, line 2"),
         ("(0 (1 (2 -LRB-)", "(1 (1 (2 -LRB-)", "line 2: not the tree of .*train.tsv, line 3"),
         ("film))\n", "film))\n(2 more)\n", "has 3 trees, and there are 2 sentences"),
-    ],
-)
-def test_trees_of_other_sentences_are_refused(source, before, after, message):
-    text = (source / "trees.txt").read_text()
-    (source / "trees.txt").write_text(text.replace(before, after))
-    with pytest.raises(UserError, match=message):
-        phrased(source)
+    ):
+        (source / "trees.txt").write_text(text.replace(before, after))
+        with pytest.raises(UserError, match=message):
+            phrased(source)
 
 
 def test_the_real_trees_give_the_counted_phrases(tsv_dir, tmp_path):

@@ -230,8 +230,7 @@ def test_odd_options_are_taken_or_refused_and_nothing_is_changed(workspace, chan
         now = contents(workspace)
         changed = {name for name in before if now.get(name) != before[name]}
         assert changed <= {"out/run.json", "out/log.csv", "out/last.pt", "out/curves.png"}, (words, changed)
-        if changed:  # a resumed run, which goes on
-            assert words[0] == "finetune.py"
+        assert not changed or words[0] == "finetune.py"  # a resumed run, which goes on
         statuses.add(done.returncode)
         for name in now.keys() - before.keys():
             (workspace / name).unlink()

@@ -116,6 +116,7 @@ REFUSED = {
     "no dev label": (GOOD, ["--dev", "e.tsv"], "e.tsv, line 3: no label"),
     "some test labels": (GOOD, ["--test", "e.tsv"], "e.tsv, line 3: no label, though others have one: label all"),
     "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], "--labels must name all 3 labels"),
+    "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "--labels must name all 2 labels of a.tsv"),
     "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "--labels must name all 2 labels of a.tsv"),
     "one class": ([("a", "pos"), ("b", "pos")], [], "every label is 'pos'"),
     "one number": ([("a", "0"), ("b", "0.0")], [], "every label is '0'"),

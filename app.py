@@ -15,15 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from classifier import errors
-from classifier.answers.models import (
-    Loaded,
-    load_all,
-    log_probabilities,
-    predict_all,
-    prepared_folder,
-    surest_mistakes,
-    text_of,
-)
+from classifier.answers import models as answers
 from classifier.answers.report import answer_table
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import choose_columns
@@ -37,14 +29,14 @@ def main() -> None:
     arguments = parse_arguments()
     from classifier.answers import page  # here: it needs Gradio, and to say what options there are does not
 
-    models, machine = load_all(arguments.ckpt)
+    models, machine = answers.load_all(arguments.ckpt)
     print(machine)
     dev = dev_split(models, arguments.data_dir)
-    examples = [text_of(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
+    examples = [answers.text_of(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
     mistakes = find_mistakes(models, dev) if dev else []
     title = f"{models[0].saved['data']['task']}: {' + '.join(arguments.ckpt)}"
-    answers = partial(log_probabilities, models), examples, mistakes, partial(answer_file, models)
-    built = page.build(title, models[0].label_names, *answers)
+    asked = partial(answers.log_probabilities, models), examples, mistakes, partial(answer_file, models)
+    built = page.build(title, models[0].label_names, *asked)
     page.show(built, server_name=arguments.host, server_port=arguments.port)
 
 
@@ -63,14 +55,14 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def dev_split(models: list[Loaded], data_dir: str | None) -> Split | None:
+def dev_split(models: list[answers.Loaded], data_dir: str | None) -> Split | None:
     """Return the dev set; None, with a note, where the folder that the models were trained on does not have it now.
 
     Raises:
         UserError: data_dir, the folder that was asked for, does not fit the models.
     """
     try:
-        return load_split(prepared_folder(models, data_dir, ["dev"]), "dev")
+        return load_split(answers.prepared_folder(models, data_dir, ["dev"]), "dev")
     except UserError as error:
         if data_dir is not None:
             raise
@@ -78,19 +70,19 @@ def dev_split(models: list[Loaded], data_dir: str | None) -> Split | None:
         return None
 
 
-def find_mistakes(models: list[Loaded], dev: Split) -> list[tuple[str, str]]:
+def find_mistakes(models: list[answers.Loaded], dev: Split) -> list[tuple[str, str]]:
     """Return the mistakes on the dev set that the models were surest of: what is to be said of each, and its text."""
-    logits, names = predict_all(models, dev), models[0].label_names
+    logits, names = answers.predict_all(models, dev), models[0].label_names
     probabilities, predictions = logits.softmax(-1).max(-1)
     found = []
-    for i in surest_mistakes(logits, dev.labels)[:MISTAKES].tolist():
-        text = text_of(dev, i)
+    for i in answers.surest_mistakes(logits, dev.labels)[:MISTAKES].tolist():
+        text = answers.text_of(dev, i)
         said = f"{names[dev.labels[i]]}, taken for {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
         found.append((said, text))
     return found
 
 
-def answer_file(models: list[Loaded], path: str | None) -> tuple[str | None, str]:
+def answer_file(models: list[answers.Loaded], path: str | None) -> tuple[str | None, str]:
     """Return the path of an uploaded file's answers, None where there are none, and what is to be said of them."""
     try:
         table = read_table(Path(path or ""))

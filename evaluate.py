@@ -12,34 +12,23 @@ python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 python evaluate.py --ckpt out/best.pt --file new.csv --predictions answered.csv
 """
 
-import argparse
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 
 from classifier import errors
+from classifier.answers import report
 from classifier.answers.calibration import calibrate, temperature_path
 from classifier.answers.explain import explain
 from classifier.answers.models import Loaded, load, load_all, log_probabilities, predict_all, prepared_folder
-from classifier.answers.report import (
-    answer_header,
-    answer_row,
-    answer_table,
-    print_calibration,
-    print_comparison,
-    print_errors,
-    print_explanation,
-    print_report,
-    write_predictions,
-    write_submission,
-)
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import cells_of, choose_columns, class_numbers
-from classifier.data.rows import read_table
+from classifier.data.rows import listed, read_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
@@ -80,14 +69,14 @@ def main() -> None:
     if arguments.calibrate:
         calibrate_all(models, folder, splits["dev"])
     else:
-        report(models, others, splits, arguments)
+        report_on_split(models, others, splits, arguments)
 
 
 # -----------------------------------------------------------------------------
 # on a prepared split
 
 
-def check_outputs(arguments: argparse.Namespace, models: list[Loaded]) -> None:
+def check_outputs(arguments: Namespace, models: list[Loaded]) -> None:
     """Make the folders of all files that are to be written.
 
     Raises:
@@ -113,7 +102,7 @@ def submission_paths(folder: Path, models: list[Loaded]) -> list[Path]:
     return [folder / f"finetune-{models[0].saved['data']['task']}-{split}-out.csv" for split in SUBMISSION_SPLITS]
 
 
-def report(models: list[Loaded], others: list[Loaded], splits: dict[str, Split], arguments: argparse.Namespace) -> None:
+def report_on_split(models: list[Loaded], others: list[Loaded], splits: dict[str, Split], arguments: Namespace) -> None:
     """Print how good the models' common answers on --split are, and write what is asked for."""
     split, label_names = splits[arguments.split], models[0].label_names
     if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
@@ -122,10 +111,10 @@ def report(models: list[Loaded], others: list[Loaded], splits: dict[str, Split],
     logits = answers[split.name]
     if arguments.submission:
         for path, name in zip(submission_paths(arguments.submission, models), SUBMISSION_SPLITS, strict=True):
-            write_submission(path, splits[name], answers[name])
+            report.write_submission(path, splits[name], answers[name])
             print(f"wrote {path}")
     if arguments.predictions:
-        write_predictions(arguments.predictions, split, logits.softmax(-1).numpy(), label_names)
+        report.write_predictions(arguments.predictions, split, logits.softmax(-1).numpy(), label_names)
         print(f"wrote {arguments.predictions}")
     if arguments.plots:
         from classifier.answers.plots import OF_A_SPLIT
@@ -133,11 +122,11 @@ def report(models: list[Loaded], others: list[Loaded], splits: dict[str, Split],
         for name, draw in OF_A_SPLIT.items():
             draw(arguments.plots / name, logits, split, label_names)
             print(f"wrote {arguments.plots / name}")
-    print_report(logits, split.labels, label_names, split.name)
+    report.print_report(logits, split.labels, label_names, split.name)
     if arguments.compare:
-        print_comparison(logits, predict_all(others, split), split, " + ".join(arguments.compare))
+        report.print_comparison(logits, predict_all(others, split), split, " + ".join(arguments.compare))
     if arguments.errors:
-        print_errors(arguments.errors, logits, split, label_names)
+        report.print_errors(arguments.errors, logits, split, label_names)
 
 
 def calibrate_all(models: list[Loaded], folder: str, dev: Split) -> None:
@@ -145,7 +134,7 @@ def calibrate_all(models: list[Loaded], folder: str, dev: Split) -> None:
     for loaded in models:
         facts = {"checkpoint_sha256": file_sha256(loaded.path), "folder": folder}
         found = calibrate(predict_all([loaded._replace(calibration={})], dev), dev.labels)
-        print_calibration(found)
+        report.print_calibration(found)
         path = temperature_path(loaded.path)
         write_json(path, found | facts)
         print(f"wrote {path}; no prediction changes")
@@ -163,21 +152,18 @@ def classify_lines(models: list[Loaded], lines: Iterable[bytes], is_explained: b
     """
     names, answers, unreadable = models[0].label_names, partial(log_probabilities, models), []
     texts = read_lines(lines, unreadable)
-    print(answer_header(names))
+    print(report.answer_header(names))
     # a person who types wants an answer after each line, a file wants speed
     while chunk := list(islice(texts, 1 if sys.stdin.isatty() or is_explained else 256)):
         explanation = explain(chunk[0], answers) if is_explained else None
         found = explanation.log_probabilities[None] if explanation else answers(chunk)
         for text, probabilities in zip(chunk, found.exp().numpy(), strict=True):
-            print(answer_row(text, probabilities, names), flush=True)
+            print(report.answer_row(text, probabilities, names), flush=True)
         if explanation:
-            print_explanation(explanation, names)
+            report.print_explanation(explanation, names)
     if unreadable:
-        which = ", ".join(map(str, unreadable[:10])) + (" ..." if len(unreadable) > 10 else "")
-        raise UserError(
-            f"no answer for {len(unreadable):,} of the lines, which are not valid UTF-8: {which}. "
-            f"Save the text as UTF-8; all other lines are answered"
-        )
+        where = listed("line", unreadable)
+        raise UserError(f"no answer for what is not valid UTF-8, {where}: save it as UTF-8 (all else is answered)")
 
 
 def read_lines(lines: Iterable[bytes], unreadable: list[int]) -> Iterator[str]:
@@ -196,7 +182,7 @@ def read_lines(lines: Iterable[bytes], unreadable: list[int]) -> Iterator[str]:
 # a file of one's own
 
 
-def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
+def answer_file(models: list[Loaded], arguments: Namespace) -> None:
     """Write a file again with the answers as further columns; report on them where it has labels, too."""
     how, names = (arguments.no_header, arguments.quoting, arguments.encoding), models[0].label_names
     table = read_table(arguments.file, *how)
@@ -204,7 +190,7 @@ def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
     columns, reasons = choose_columns(table, named, needed=["text"], welcome=["label"])
     for line in (f"columns: {reasons}", *table.notes):
         print(errors.printable(line))
-    found = answer_table(models, table, columns["text"], arguments.predictions)
+    found = report.answer_table(models, table, columns["text"], arguments.predictions)
     blank = int(found[:, 0].isnan().sum())
     print(f"wrote {arguments.predictions}, {len(found):,} rows" + f", {blank:,} of them without a text" * (blank > 0))
     labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
@@ -213,14 +199,14 @@ def answer_file(models: list[Loaded], arguments: argparse.Namespace) -> None:
         print(f"note: {unknown:,} rows have a label that is none of the classes, and are not compared")
     is_compared = is_answered & (numbers >= 0)
     chosen = is_compared if is_compared.any() else is_answered
-    print_report(found[chosen], numbers[chosen] if is_compared.any() else None, names, arguments.file.name)
+    report.print_report(found[chosen], numbers[chosen] if is_compared.any() else None, names, arguments.file.name)
 
 
 # -----------------------------------------------------------------------------
 # the command line
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = errors.argument_parser(__doc__)
     add, files = parser.add_argument, {"nargs": "+", "metavar": "FILE"}
     add("--ckpt", **files, default=["out/best.pt"], help="of several the mean probabilities (default: out/best.pt)")

@@ -14,8 +14,8 @@ python app.py in it shows the page.
 
 import argparse
 import json
+import os
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,12 @@ def main() -> None:
             (folder / name).write_text(text, encoding="utf-8")
         # transformers wants to be told that the tensors are PyTorch's
         (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    names = ", ".join(sorted({*texts, "model.safetensors"}))
-    print(textwrap.fill(f"wrote {arguments.out}: {names}", 80, break_on_hyphens=False))
+    print(f"wrote {arguments.out}{os.sep}")
     if loaded.calibration:
         print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
-    if arguments.space:
-        print(f"next: cd {arguments.out} && python app.py   (or upload the folder as a Space)")
-    else:
-        call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
-        print(f"next: from transformers import pipeline; {call}")
+    page = f"cd {arguments.out} && python app.py   (or upload the folder as a Space)"
+    call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
+    print("next:", page if arguments.space else f"from transformers import pipeline; {call}")
 
 
 def parse_arguments() -> argparse.Namespace:

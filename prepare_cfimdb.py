@@ -11,7 +11,6 @@ from classifier import errors
 from classifier.data.download import find_files
 from classifier.data.prepare import course_parser, prepare_course
 
-URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
     "train": ("ids-cfimdb-train.csv", "140fc513045a966109faed46a5c7a898767b96714d71bcb9c15f659129fadcea"),
     "dev": ("ids-cfimdb-dev.csv", "3087f571b66860fe5d035b5a018d08202ad3fd3720e4821c04b2acf6c7ded559"),
@@ -24,7 +23,7 @@ BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the table uses it
 
 def main() -> None:
     options = course_parser(__doc__).parse_args()
-    files = find_files(FILES, options.source, FOLDER, URL)
+    files = find_files(FILES, options.source, FOLDER)
     prepare_course("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
 
 

@@ -158,15 +158,9 @@ def print_repeats(splits: dict[str, own.Examples]) -> None:
     hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
     for split, examples in splits.items():
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
-        has_conflicts = repeated and examples.labels is not None
-        differing = f", {conflicting:,} of them with differing labels" if has_conflicts else ""
-        print(f"{split}: {_sentences(repeated)} more than once{differing}")
+        print(f"sentences more than once in {split}: {repeated:,}, with differing labels: {conflicting:,}")
     for one, other in combinations(splits, 2):
-        print(f"{one} and {other}: {_sentences(len(np.intersect1d(hashes[one], hashes[other])))} in both")
-
-
-def _sentences(count: int) -> str:
-    return "1 sentence" if count == 1 else f"{count:,} sentences" if count else "no sentences"
+        print(f"sentences in both {one} and {other}: {len(np.intersect1d(hashes[one], hashes[other])):,}")
 
 
 def suggest_block_size(lengths: np.ndarray) -> int:
@@ -188,9 +182,8 @@ def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
     batch_size = min(step_size, 1 << int(math.log2(TOKENS_AT_ONCE // block_size)))  # a power of two
     epochs = 10 if examples < 2_000 else 4 if examples <= 50_000 else 2
     steps_per_epoch = math.ceil(examples / step_size)
-    steps = "step" if steps_per_epoch == 1 else "steps"
     return f"""\
-# GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {steps_per_epoch:,} optimizer {steps} an epoch
+# GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {steps_per_epoch:,} optimizer step(s) an epoch
 # {(lengths > block_size).mean():.2%} of the texts are longer than block_size and keep their last tokens only
 data_dir = "data/{name}"
 out_dir = "out-{name}"

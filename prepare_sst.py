@@ -13,7 +13,6 @@ from classifier import errors
 from classifier.data.download import find_files
 from classifier.data.prepare import course_parser, prepare_course
 
-URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
     "train": ("ids-sst-train.csv", "03b2b625c090f94a6afd59f114cde5282e2053aab0b101e87ed695d8a0c5b1df"),
     "dev": ("ids-sst-dev.csv", "a186ce94577635fbe10beaaddd50f16cccf6c30973221cefdf90deed2a584bfe"),
@@ -30,7 +29,7 @@ def main() -> None:
     parser = course_parser(__doc__)
     parser.add_argument("--phrases", action="store_true", help="with the sentences' labelled phrases: data/sst-phrases")
     options, folder = parser.parse_args(), FOLDER
-    files = find_files(FILES, options.source, FOLDER, URL)
+    files = find_files(FILES, options.source, FOLDER)
     tree_file = None
     if options.phrases:
         folder, tree_file = Path(f"{FOLDER}-phrases"), find_files(TREES, options.source, FOLDER, TREES_URL)["trees"]

@@ -217,7 +217,7 @@ def test_a_line_that_is_no_utf8_costs_no_other_its_answer(place):
     lines = [*TEXTS.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
     done = here(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
     assert done.stdout.decode() == succeed(*EVALUATE, "--text", TEXTS + "Fine.", cwd=place)
-    expected = "error: no answer for 2 of the lines, which are not valid UTF-8: 4, 6. Save the text as UTF-8"
+    expected = "error: no answer for what is not valid UTF-8, lines 4, 6: save it as UTF-8 (all else is answered)"
     assert done.returncode == 1 and done.stderr.decode().startswith(expected) and done.stderr.count(b"\n") == 1
 
 

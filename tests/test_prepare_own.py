@@ -238,12 +238,12 @@ def test_the_report_counts_repeats_conflicts_and_what_is_shared(run):
     write("c.tsv", [("six",), ("six",), ("seven",)], header="sentence")
     lines = run("--train", "a.tsv", "--dev", "b.tsv", "--test", "c.tsv").splitlines()
     assert lines[6:-2] == [
-        "train: 2 sentences more than once, 1 of them with differing labels",
-        "dev: no sentences more than once",
-        "test: 1 sentence more than once",
-        "train and dev: 2 sentences in both",
-        "train and test: no sentences in both",
-        "dev and test: 1 sentence in both",
+        "sentences more than once in train: 2, with differing labels: 1",
+        "sentences more than once in dev: 0, with differing labels: 0",
+        "sentences more than once in test: 1, with differing labels: 0",
+        "sentences in both train and dev: 2",
+        "sentences in both train and test: 0",
+        "sentences in both dev and test: 1",
         "block_size 32 cuts 0.00% of the training sentences",
     ]
     assert lines[-2:] == ["wrote config/finetune_x.py", "next: python finetune.py config/finetune_x.py"]

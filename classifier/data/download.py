@@ -14,10 +14,13 @@ from tqdm import tqdm
 from classifier.errors import UserError
 from classifier.files import file_sha256, written_whole
 
+COURSE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 TIMEOUT = 30  # seconds without an answer from the server
 
 
-def find_files(files: dict[str, tuple[str, str]], source: str | None, folder: Path, url: str) -> dict[str, Path]:
+def find_files(
+    files: dict[str, tuple[str, str]], source: str | None, folder: Path, url: str = COURSE
+) -> dict[str, Path]:
     """Return name -> path of each file.
 
     Args:

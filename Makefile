@@ -44,7 +44,7 @@ gpu-speed:
 	$(PY) prepare_cfimdb.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) bench/throughput.py --device cuda --out bench/gpu --overwrite
 
-torture: .venv/ready-dev ## faults at every system call, kills, broken files and a long run, in full
+torture: .venv/ready-dev ## faults at every system call, broken files and a long run, in full
 	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py tests/test_fuzz.py
 
 # torch 2.13.0, with which all was tested; but one that is there already, for an older GPU, stays

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -101,17 +100,14 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
     return subprocess.CompletedProcess(words, status, output, errors)
 
 
-Runner = Callable[..., subprocess.CompletedProcess]
-
-
-def succeed(*words: object, cwd: Path, run: Runner = here, **options) -> str:
+def succeed(*words: object, cwd: Path, run=here, **options) -> str:
     """Run a script that must succeed, by `here` or by `command`; return what it printed."""
     done = run(*words, cwd=cwd, **options)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
 
-def refuse(*words: object, cwd: Path, run: Runner = here, **options) -> str:
+def refuse(*words: object, cwd: Path, run=here, **options) -> str:
     """Run a script that must end with one line on stderr and exit status 1; return that line."""
     done = run(*words, cwd=cwd, **options)
     message = done.stderr.decode()

@@ -36,10 +36,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_leaving_a_word_out_leaves_the_rest_as_it_was():
-    assert without_each_word("  two  words ") == ["  words ", "  two "]
-
-
 @given(st.text(max_size=30))
 def test_every_variant_has_one_word_less_and_begins_as_the_text_does(text):
     words, variants = text.split(), without_each_word(text)

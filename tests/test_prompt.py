@@ -54,15 +54,6 @@ def test_the_first_logits_are_the_language_models_for_the_label_words(task, num_
     assert model.head.weight.data_ptr() != model.wte.weight.data_ptr()  # a copy: the embeddings stay as they are
 
 
-def test_the_configs_say_what_the_reference_did():
-    assert CONFIGS["sst"].prompt == (
-        " On a scale of 0 to 4, where 0 is negative, 2 neutral and 4 positive, rate sentence sentiment:"
-    )
-    assert CONFIGS["sst"].label_words == ["0", "1", "2", "3", "4"] and CONFIGS["sst"].block_size == 96
-    assert CONFIGS["cfimdb"].prompt == " Is the sentence sentiment negative or positive:"
-    assert CONFIGS["cfimdb"].label_words == ["negative", "positive"]
-
-
 def test_label_words_and_prompts_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="the label word 'unbelievably' is not one token but 4"):
         encode_label_words(["good", "unbelievably"], 2)

@@ -71,21 +71,6 @@ def assert_true(out, epoch: int) -> None:
 # last.pt and best.pt
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_resume_goes_on(workspace, scripted, full_disk, name):
-    words = [*RUN, "--epochs=3"]
-    succeed(*words, "--out_dir=undisturbed", cwd=workspace)
-    scripted[2] = lambda: full_disk.add(name)
-    message = refuse(*words, cwd=workspace)
-    assert f"cannot write out/{name}: No space left on device; stopped after 14 steps" in message
-    assert "--init_from=resume goes on from out/last.pt" in message
-    full_disk.clear()
-    scripted.clear()
-    succeed(*words, "--init_from=resume", cwd=workspace)
-    assert_true(workspace / "out", epoch=2)
-    assert_same_run(workspace / "out", workspace / "undisturbed")
-
-
 def test_a_best_pt_that_is_not_the_one_last_pt_tells_of(workspace, scripted):
     out = workspace / "out"
     succeed(*RUN, "--epochs=1", cwd=workspace)
@@ -190,6 +175,12 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
     assert "stopped after 7 steps: no last.pt was written yet" in message
     assert visible(workspace / "out").keys() == {"log.csv", "run.json"}
     assert "best" not in run_of(workspace / "out") and run_of(workspace / "out")["seed"] == 2
+    full_disk.add("best.pt")
+    full_disk.remove("last.pt")
+    message = refuse(*RUN, "--epochs=1", "--seed=2", cwd=workspace)
+    assert (
+        "cannot write out/best.pt: No space left on device; stopped after 7 steps: --init_from=resume goes" in message
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -222,36 +213,21 @@ def test_a_run_whose_folder_was_replaced_stops_and_writes_nothing_more(workspace
 # the end
 
 
-def test_a_run_killed_before_its_last_words_is_completed_by_resuming(workspace, scripted):
-    out = workspace / "out"
-    succeed(*RUN, cwd=workspace)
-    whole, log = run_of(out), (out / "log.csv").read_bytes()
-    unfinished = {key: value for key, value in whole.items() if key not in ("best", "ended")}
-    (out / "run.json").write_text(json.dumps(unfinished))
-    (out / "curves.png").unlink()
-    printed = succeed(*RUN, "--init_from=resume", cwd=workspace)
-    assert "best: epoch 2, dev accuracy 0.700" in printed
-    completed = run_of(out)
-    assert completed.pop("ended") >= whole.pop("ended") and completed == whole
-    assert (out / "curves.png").is_file() and (out / "log.csv").read_bytes() == log
-    before = visible(out)
-    succeed(*RUN, "--init_from=resume", cwd=workspace)  # once more: nothing to complete, nothing changed
-    assert visible(out) == before
-
-
 def test_seeds_takes_no_word_for_it(workspace, scripted):
     succeed(*RUN, "--epochs=1", "--seed=3", "--out_dir=out/seed-3", cwd=workspace)
     path = workspace / "out" / "seed-3" / "run.json"
     whole = json.loads(path.read_text())
     assert ended_run(path.parent) == whole
-    for spoilt in ("", "{}", "[]", json.dumps(whole | {"ended": None}), path.read_text().replace('"sha256": "', "&1")):
-        path.write_text(spoilt)
-        with pytest.raises(UserError):
-            ended_run(path.parent)
+    path.write_text(path.read_text().replace('"sha256": "', "&1"))  # more such: test_fuzz.py
+    with pytest.raises(UserError):
+        ended_run(path.parent)
     # the run is complete, and so is its record when it is resumed
+    (path.parent / "curves.png").unlink()
     printed = succeed(*RUN, "--seeds=[3]", "--epochs=1", cwd=workspace)
     assert printed.splitlines()[-1].startswith("mean 0.5000")
-    assert run_of(path.parent)["best"] == whole["best"]
+    completed = run_of(path.parent)
+    assert completed.pop("ended") >= whole.pop("ended") and completed == whole
+    assert (path.parent / "curves.png").is_file()
 
 
 @pytest.mark.parametrize(

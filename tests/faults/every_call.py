@@ -41,8 +41,8 @@ RUN += ["--learning_rate=0.01", "--dtype=float32"]
 OUTPUTS = ["--predictions=out.csv", "--plots=plots", "--submission=submission", "--overwrite"]
 EVALUATE = ["evaluate.py", "--ckpt=out/best.pt", "--dtype=float32", *OUTPUTS]
 EXPORT = ["export_hf.py", "--ckpt=out/best.pt", "--out=hf", "--overwrite"]
-JOBS = {"finetune": RUN, "overwrite": [*RUN, "--overwrite=True"], "prepare": PREPARE}
-JOBS |= {"evaluate": EVALUATE, "export": EXPORT}
+JOBS = {"finetune": RUN, "overwrite": [*RUN, "--overwrite=True"], "resume": [*RUN, "--init_from=resume"]}
+JOBS |= {"prepare": PREPARE, "evaluate": EVALUATE, "export": EXPORT}
 FOLDERS = {"prepare": ["data/tiny"], "evaluate": ["", "plots", "submission"], "export": ["hf"]}  # that a job writes to
 
 
@@ -94,15 +94,22 @@ def make_template() -> None:
     (TEMPLATE / "train.tsv").write_text(header + rows(0, 40))
     (TEMPLATE / "dev.tsv").write_text(header + rows(100, 12))
     reset()
-    job = JOBS[sys.argv[1]]
-    steps = [PREPARE] if job is PREPARE else [[*PREPARE, "--test=dev.tsv"]]
-    steps += [[*RUN, "--seed=2"]] * (job not in (RUN, PREPARE)) + [job] * (job in (EVALUATE, EXPORT))
-    for words in steps:
+    job, before = sys.argv[1], [*RUN, "--seed=2"]
+    steps = {
+        "finetune": [],
+        "overwrite": [before],
+        "resume": [[*RUN, "--max_steps=3"]],
+        "prepare": [],
+        "evaluate": [before, EVALUATE, [*RUN, "--overwrite=True", "--seed=3"]],
+        "export": [before, EXPORT, [*RUN, "--overwrite=True", "--seed=3"]],
+    }
+    for words in ([*PREPARE, "--test=dev.tsv"] if job != "prepare" else PREPARE, *steps[job]):
         assert run(words) == (0, ""), MESSAGES.read_text()
-    if job is PREPARE:
+    if job == "prepare":
         (ROOT / "train.tsv").write_text(header + rows(10, 32))
-    if job in (EVALUATE, EXPORT):
-        assert run([*RUN, "--overwrite=True", "--seed=3"]) == (0, "")
+    if job == "resume":  # the run before was killed between two of its files
+        for name in ("best.pt", "run.json", "curves.png"):
+            (ROOT / "out" / name).unlink()
     shutil.rmtree(TEMPLATE)
     shutil.copytree(ROOT, TEMPLATE)
 

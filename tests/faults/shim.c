@@ -2,8 +2,7 @@
 
    Calls that write, create, rename, sync, cut or remove something under the folder FAULT_ROOT are counted. arm(n, mode)
    chooses the n-th from now on, counted from 0: mode 'k' kills the process (a write does its first half before), mode
-   'f' lets the call fail once as on a full disk. While a file FAULT_ROOT/../full exists, nothing can grow: writes and
-   creations fail. */
+   'f' lets the call fail as on a full disk, and from then on every one by which something would grow. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,7 +19,7 @@
 #include <unistd.h>
 
 static long left = -1, counted = 0;
-static char armed = 0;
+static char armed = 0, is_full = 0;
 
 void arm(long calls, char mode) { left = calls, armed = mode, counted = 0; }
 long count(void) { return counted; }
@@ -47,12 +46,6 @@ static int path_is_ours(int dir, const char *path) {
     return dir == AT_FDCWD ? is_ours(getcwd(here, sizeof here)) : fd_is_ours(dir);
 }
 
-static int disk_is_full(void) {
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/../full", getenv("FAULT_ROOT"));
-    return access(path, F_OK) == 0;
-}
-
 /* Whether the call at hand has to fail. A write that is to be the last thing done does half of its work. */
 static int fails(int grows, int fd, const void *data, size_t size) {
     counted++;
@@ -62,14 +55,10 @@ static int fails(int grows, int fd, const void *data, size_t size) {
             kill(getpid(), SIGKILL);
             pause();
         }
-        errno = ENOSPC;
-        return 1;
+        is_full = grows = 1;
     }
-    if (grows && disk_is_full()) {
-        errno = ENOSPC;
-        return 1;
-    }
-    return 0;
+    if (is_full && grows) errno = ENOSPC;
+    return is_full && grows;
 }
 
 ssize_t write(int fd, const void *data, size_t size) {

@@ -19,7 +19,7 @@ from classifier.answers import models as answers
 from classifier.answers.report import answer_table
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import choose_columns
-from classifier.data.rows import read_table
+from classifier.data.rows import ENDINGS, read_table
 from classifier.errors import UserError
 
 EXAMPLES, MISTAKES, MOST_ROWS = 5, 20, 10_000
@@ -84,14 +84,17 @@ def find_mistakes(models: list[answers.Loaded], dev: Split) -> list[tuple[str, s
 
 def answer_file(models: list[answers.Loaded], path: str | None) -> tuple[str | None, str]:
     """Return the path of an uploaded file's answers, None where there are none, and what is to be said of them."""
+    if path is None:
+        return None, "Choose a file first."
     try:
-        table = read_table(Path(path or ""))
+        table = read_table(Path(path))
         if len(table.lines) > MOST_ROWS:
             raise UserError(f"{len(table.lines):,} rows: here {MOST_ROWS:,} are answered, by evaluate.py --file any")
-        columns, reasons = choose_columns(table, {}, needed=["text"])
-        out = Path(mkdtemp()) / f"answered-{table.path.name}"
+        columns, reasons = choose_columns(table, {}, ["text"], (), models[0].saved["data"].get("text_columns", []))
+        name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
+        out = Path(mkdtemp()) / f"answered-{name}"
         found = answer_table(models, table, columns["text"], out)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ModuleNotFoundError) as error:
         return None, errors.printable(f"No answers: {error}")
     return str(out), errors.printable(f"{len(found):,} rows, {reasons}")
 

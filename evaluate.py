@@ -93,7 +93,7 @@ def check_outputs(arguments: Namespace, models: list[Loaded]) -> None:
         files += submission_paths(arguments.submission, models)
     for path in files:
         if path.exists() and not arguments.overwrite:
-            raise UserError(f"{path} exists already: move it, name another, or add --overwrite")
+            raise UserError(f"{path} exists already: move it, or add --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -187,14 +187,15 @@ def answer_file(models: list[Loaded], arguments: Namespace) -> None:
     how, names = (arguments.no_header, arguments.quoting, arguments.encoding), models[0].label_names
     table = read_table(arguments.file, *how)
     named = {role: getattr(arguments, f"{role}_column") for role in ("text", "label")}
-    columns, reasons = choose_columns(table, named, needed=["text"], welcome=["label"])
+    data = models[0].saved["data"]
+    columns, reasons = choose_columns(table, named, ["text"], ["label"], data.get("text_columns", []))
     for line in (f"columns: {reasons}", *table.notes):
-        print(errors.printable(line))
+        errors.tell(line)
     found = report.answer_table(models, table, columns["text"], arguments.predictions)
     blank = int(found[:, 0].isnan().sum())
     print(f"wrote {arguments.predictions}, {len(found):,} rows" + f", {blank:,} of them without a text" * (blank > 0))
     labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
-    is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names)
+    is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names, data.get("labels", names))
     if unknown := sum(bool(label.strip()) for label in compress(labels, is_answered & (numbers < 0))):
         print(f"note: {unknown:,} rows have a label that is none of the classes, and are not compared")
     is_compared = is_answered & (numbers >= 0)
@@ -242,8 +243,8 @@ def parse_arguments() -> Namespace:
         raise UserError("--file needs --predictions, which names the file to write, and nothing else")
     if arguments.file and arguments.file.resolve() == arguments.predictions.resolve():
         raise UserError("--predictions names the very file that is to be answered: name another")
-    if arguments.explain and arguments.text is None:
-        raise UserError("--explain needs a text: --text")
+    if (arguments.explain and arguments.text is None) or arguments.text == "":
+        raise UserError('there is no text: --text "A lovely film.", or --text - for standard input')
     return arguments
 
 

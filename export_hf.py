@@ -74,7 +74,7 @@ def main() -> None:
         print(f"its head is divided by the temperature {loaded.temperature:.3f} of evaluate.py --calibrate")
     page = f"cd {arguments.out} && python app.py   (or upload the folder as a Space)"
     call = f'pipeline("text-classification", "{arguments.out}", truncation=True)'
-    print("next:", page if arguments.space else f"from transformers import pipeline; {call}")
+    print(f"next: {page}" if arguments.space else f"next, in Python:\n  from transformers import pipeline\n  {call}")
 
 
 def parse_arguments() -> argparse.Namespace:

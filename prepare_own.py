@@ -24,12 +24,12 @@ from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.prepare import named, prepare
 from classifier.data.rows import read_table
-from classifier.errors import UserError
+from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
 LONGEST = 1024  # GPT-2's
 UNBALANCED = """
-# the largest class is more than five times the smallest: each counts the same in the loss, and in what is the best
+# the largest class is more than five times the smallest: all count alike
 class_weights = "balanced"
 best_by = "macro_f1"
 """
@@ -41,52 +41,56 @@ def main() -> None:
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
     files = {split: files for split in ("train", "dev", "test") if (files := getattr(options, split))}
     refuse_irregular(config)
+    splits, text_columns = read_splits(files, options)
     if not options.overwrite:
-        refuse_to_replace(folder, options.name, [named(files["train"]), named(files.get("dev", files["train"]))])
-    splits = read_splits(files, options)
+        sources = named(files["train"]), named(files.get("dev", files["train"]))
+        refuse_to_replace(folder, options.name, sources, text_columns)
     labels, names = own.name_classes(splits["train"], options.labels)
     if 2 * len(labels) > (rows := len(splits["train"].texts)):
-        print_filled(f"are these classes? there are {len(labels):,} in {rows:,} rows (else: --label_column)")
+        tell(f"are these classes? there are {len(labels):,} in {rows:,} rows (else: --label_column)")
     splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
     if "dev" not in splits:
         train = splits.pop("train")
         in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
         splits = {"train": train.chosen(~in_dev), "dev": train.chosen(in_dev)} | splits
-        print(f"dev: {in_dev.sum():,} of {len(in_dev):,} rows, set aside at random (--dev names a file instead)")
+        tell(f"dev: {in_dev.sum():,} of {len(in_dev):,} rows, set aside at random (--dev names a file instead)")
         files["dev"] = files["train"]
-    if missing := [name for number, name in enumerate(names) if number not in splits["dev"].labels]:
-        print_filled(f"note: dev has no text of {', '.join(missing)[:200]}: nothing is measured of that")
-    prepare(options.name, splits, files, names, LONGEST, folder)
-    print_labels(names)
+    counts = np.bincount(splits["dev"].labels, minlength=len(names))
+    if few := [name for name, count in zip(names, counts, strict=True) if count < 5]:
+        tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: of that next to nothing is measured")
+    as_read = {"labels": labels, "text_columns": text_columns}
+    prepare(options.name, splits, files, names, as_read, LONGEST, folder)
+    if names != list(map(str, range(len(names)))):
+        shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20])) + ", ..." * (len(names) > 20)
+        print(textwrap.fill(f"labels: {shown}", 80, subsequent_indent="  "))
     print_repeats(splits)
     lengths = np.diff(load_split(folder, "train").offsets)
-    block_size = suggest_block_size(lengths)
-    print(f"block_size {block_size} cuts {(lengths > block_size).mean():.2%} of the training sentences")
     if config.exists() and not options.overwrite:
-        print(f"kept {config}, which may hold your changes (--overwrite writes it anew)")
+        tell(f"kept {config}, which may hold your changes (--overwrite writes it anew)")
     else:
         config.parent.mkdir(exist_ok=True)
         with written_whole(config, "w") as f:
             f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
-        print(f"wrote {config}")
+        block_size = suggest_block_size(lengths)
+        print(f"wrote {config}: block_size {block_size} cuts {(lengths > block_size).mean():.2%} of the texts")
     print(f"next: python finetune.py {config}")
 
 
-def read_splits(files: dict[str, list[Path]], options: Namespace) -> dict[str, own.Examples]:
-    """Return split -> examples; the columns of the first file hold for all. Print what is done about the files."""
+def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Examples], list[str]]:
+    """Return split -> examples, and the columns of their texts. Print what is done about the files."""
     how = options.no_header, options.quoting, options.encoding
     tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
     named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
     columns, reasons = own.choose_columns(tables["train"][0], named)
-    print_filled(f"columns: {reasons}")
+    tell(f"columns: {reasons}")
     splits = {}
     for split in files:
         splits[split], notes = own.read_examples(tables[split], columns, split == "test")
         for note in [*(note for table in tables[split] for note in table.notes), *notes]:
             if options.strict:
                 raise UserError(f"{note} (--strict)")
-            print_filled(note)
-    return splits
+            tell(note)
+    return splits, columns["text"]
 
 
 def read_options() -> Namespace:
@@ -126,31 +130,21 @@ def read_options() -> Namespace:
     return options
 
 
-def refuse_to_replace(folder: Path, name: str, sources: list[str]) -> None:
-    """Raise a UserError if the folder holds anything but what was prepared from train and dev files of these names."""
+def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_columns: list[str]) -> None:
+    """Raise a UserError if the folder holds anything but what was prepared of these columns of (train, dev) files."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
     with suppress(UserError, KeyError):
         meta = load_meta(folder)
-        if meta["task"] == name and [meta["splits"][split]["source"]["name"] for split in ("train", "dev")] == sources:
+        before = tuple(meta["splits"][split]["source"]["name"] for split in ("train", "dev"))
+        if (meta["task"], before, meta.get("text_columns", text_columns)) == (name, sources, text_columns):
             return
-    what = f"train from {sources[0]} and dev from {sources[1]}"
+    what = f"{' + '.join(text_columns)} of {sources[0]} (train) and {sources[1]} (dev)"
     raise UserError(f"{folder} holds something else than {what}: choose another --name, or add --overwrite")
 
 
 # -----------------------------------------------------------------------------
 # the report, and settings to begin with
-
-
-def print_filled(line: str) -> None:
-    print(textwrap.fill(errors.printable(line), 80, subsequent_indent="  "))
-
-
-def print_labels(names: list[str]) -> None:
-    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
-    more = f", ... ({len(names)} classes)" if len(names) > 20 else ""
-    if names != list(map(str, range(len(names)))):
-        print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))
 
 
 def print_repeats(splits: dict[str, own.Examples]) -> None:
@@ -160,7 +154,10 @@ def print_repeats(splits: dict[str, own.Examples]) -> None:
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
         print(f"sentences more than once in {split}: {repeated:,}, with differing labels: {conflicting:,}")
     for one, other in combinations(splits, 2):
-        print(f"sentences in both {one} and {other}: {len(np.intersect1d(hashes[one], hashes[other])):,}")
+        both = len(np.intersect1d(hashes[one], hashes[other]))
+        print(f"sentences in both {one} and {other}: {both:,}")
+        if one == "train" and 10 * both > len(hashes[other]):
+            tell(f"note: what stands in train, too, flatters every figure that is measured on {other}")
 
 
 def suggest_block_size(lengths: np.ndarray) -> int:

@@ -51,9 +51,8 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"there is no checkpoint {path}" + (": it is a folder" if path.is_dir() else ": finetune.py writes it")
-        )
+        why = "it is a folder" if path.is_dir() else "finetune.py writes it at its first evaluation"
+        raise UserError(f"there is no checkpoint {path}: {why}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch's format; torch itself does not look at the checksums
             if archive.testzip() is not None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, TypeVar
@@ -82,6 +83,11 @@ def end(status: int) -> NoReturn:
 def printable(text: str) -> str:
     """Return text with control characters made visible, which else could rewrite the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def tell(line: str) -> None:
+    """Print something that is to be known, wrapped at 80 columns."""
+    print(textwrap.fill(printable(line), 80, subsequent_indent="  "))
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:

@@ -108,12 +108,12 @@ def to_disk(path: Path) -> None:
 def hold(folder: Path) -> IO:
     """Keep other processes from writing into a folder until the returned file is closed or this process ends.
 
-    What a killed process has left there, .*.tmp, is removed. The lock is the system's: it dies with its holder.
+    What a killed process has left, as .best.pt.tmp, is removed. The lock is the system's: it dies with its holder.
 
     Raises:
         UserError: a living process holds the folder.
     """
-    lock = open(folder / ".lock", "a+", encoding="ascii")
+    lock = open(folder / ".lock", "a+", encoding="ascii", errors="replace")
     lock.seek(0)
     holder = lock.read().strip()
     try:
@@ -126,7 +126,7 @@ def hold(folder: Path) -> IO:
         pass
     lock.truncate(0)
     print(os.getpid(), file=lock, flush=True)
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(".*.*.tmp"):  # as .best.pt.tmp
         if path.is_file():
             path.unlink()
         elif path.name.startswith(".prepared."):  # prepare's, and nobody else's

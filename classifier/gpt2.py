@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from classifier import checkpoint
-from classifier.errors import UserError, printable
+from classifier.errors import UserError, printable, tell
 from model import GPT, GPTConfig
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -118,7 +118,8 @@ def find_files(name: str) -> list[Path]:
             f"cannot get GPT-2's weights: there is no folder {name}, and {repository} is not in the Hugging Face cache "
             f"and cannot be downloaded ({type(error).__name__}). On a machine with network run "
             f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
-            f"bring the folder {folder} here, or name it with --init_from=DIR"
+            f"bring the folder {folder} here, or name it with --init_from=DIR; or begin with a small model and random "
+            f"weights: --init_from=scratch --learning_rate=1e-3"
         ) from None
 
 
@@ -184,7 +185,7 @@ def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         model, saved = checkpoint.load(path)
         data, weights = saved["data"], model.state_dict()
         seen = "if these have sentences of this dev set, accuracies flatter"
-        print(f"note: {path} was trained on the texts of {data['folder']}: {seen}")
+        tell(f"note: {path} was trained on the texts of {data['folder']}: {seen}")
         names = {str(number): name for number, name in enumerate(data["label_names"])}
         sizes = asdict(model.config) | {"id2label": names}
     elif "model_args" in content:
@@ -192,7 +193,7 @@ def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not sizes.get("bias", True):  # no bias is one of zeros
             layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
             weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
-        print(f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes over")
+        tell(f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes over")
     else:
         raise UserError(f"{path} is of neither finetune.py nor nanoGPT: name a folder with it and a config.json")
     return sizes | {"n_positions": sizes["block_size"]}, weights
@@ -238,7 +239,7 @@ def check_head(source: str, classes: int, id2label: Any, num_classes: int, label
             f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: number the data's "
             f"labels as the head does, {TRUNK_ALONE}"
         )
-    print(printable(f"note: the head's classes in {source}, {theirs}, now stand for {ours}"))
+    tell(f"note: the head's classes in {source}, {theirs}, now stand for {ours}")
 
 
 def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:

@@ -67,6 +67,17 @@ def test_every_row_and_column_is_kept_and_has_its_answer(place):
     assert "out.csv exists already" in refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
 
 
+def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
+    data = {"label_names": ["low", "mid", "high"], "labels": NAMES, "text_columns": ["Key", "text"]}
+    save(place / "best.pt", random_model(3), data | {"leading_space": False})
+    printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+    assert "\ncolumns: texts in 'key' + 'text' (as in training), labels in 'label' (by its" in printed
+    whole = log_probabilities([load(str(place / "best.pt"))], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]).argmax(1)
+    assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
+    right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
+    assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
+
+
 @pytest.mark.parametrize(
     "name", ["out.tsv", "out.csv.gz", "out.txt.bz2", "out.jsonl", "out.json", "out.parquet", "out.xlsx"]
 )
@@ -100,7 +111,7 @@ def test_values_keep_their_kinds_from_json_to_json(place):
 def test_no_row_is_torn_or_lost(place):
     for text, texts in {
         'text\ngood film\n"bad\nfilm"\nfine\nok\n': ["good film", "bad\nfilm", "fine", "ok"],
-        'text\ngood film\n""\n\nbad film\n\n': ["good film", "", "", "bad film"],
+        'text\ngood film\n""\n\nbad film\n""\n\n': ["good film", "", "", "bad film", ""],
         "text,note\ngood film,a\n,\n\nbad film,b\n,\n": ["good film", "", "bad film"],
     }.items():
         (place / "new.csv").write_text(text)
@@ -113,10 +124,10 @@ def test_no_row_is_torn_or_lost(place):
 def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
     load_workbook = pytest.importorskip("openpyxl").load_workbook
     texts = ["=1+1", "=== great film ===", "good\x0bfilm"]
-    (place / "new.json").write_text(json.dumps([{"text": text, "tags": ["x"]} for text in texts]))
+    (place / "new.json").write_text(json.dumps([{"text": text, "tags": ["x"], "id": 10**18 + 1} for text in texts]))
     succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.xlsx", cwd=place)
-    column = [row[0] for row in load_workbook(place / "out.xlsx", data_only=True).active.values]
-    assert column == ["text", *texts[:2], "good\ufffdfilm"]
+    column, _, ids, *_ = zip(*load_workbook(place / "out.xlsx", data_only=True).active.values, strict=True)
+    assert column == ("text", *texts[:2], "good\ufffdfilm") and ids[1] == "1000000000000000001"  # a number loses digits
     book = pytest.importorskip("openpyxl").Workbook()
     for row in [("text", "when", "n"), ("fine", datetime.datetime(2026, 1, 2), 1), ("good", None, None)]:
         book.active.append(row)
@@ -158,7 +169,7 @@ def test_the_page_answers_an_uploaded_file(place):
         None,
         "No answers: 10,001 rows: here 10,000 are answered, by evaluate.py --file any",
     )
-    assert app.answer_file(loaded, None)[0] is None
+    assert app.answer_file(loaded, None) == (None, "Choose a file first.")
 
 
 def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place, monkeypatch):

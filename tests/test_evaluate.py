@@ -124,7 +124,7 @@ def test_the_surest_mistakes_come_first_with_their_sentences(place):
     assert head == f"the surest 7 of {len(wrong)} mistakes"
     for row, entry in zip(wrong[:7], listed, strict=True):
         first, shares, *text = entry.splitlines()
-        assert first == f"{row['id']}: {row['label']}, taken for {row['prediction']}"
+        assert first == f"id {row['id']}: {row['label']}, taken for {row['prediction']}"
         assert shares == f"  negative {float(row['p_negative']):.3f}, positive {float(row['p_positive']):.3f}"
         assert " ".join(" ".join(text).split()) == " ".join(sentences[row["id"]].split())
         assert max(map(len, text)) <= 80
@@ -137,7 +137,8 @@ def add_test_split(place):
 
 
 def test_submission_files_are_the_courses_byte_for_byte_and_a_split_may_have_no_labels(place):
-    assert "has no 'test' split" in refuse(*EVALUATE, "--submission=sub", cwd=place)
+    again = "only train, dev: run `python prepare_own.py --name sample ...` again, with --test FILE"
+    assert f"has no 'test' split, {again}" in refuse(*EVALUATE, "--submission=sub", cwd=place)
     assert not (place / "sub").exists()
     add_test_split(place)
     succeed(*EVALUATE, "--submission=sub", "--predictions=p.csv", cwd=place)

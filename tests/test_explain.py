@@ -82,7 +82,8 @@ def test_the_command_prints_signed_numbers(folder):
     model = answers.load(str(folder / "one.pt"))
     expected = explain(TEXT, partial(answers.log_probabilities, [model])).contributions
     assert [float(number) for _, number in found] == pytest.approx(expected, abs=0.0051)
-    assert "--explain needs a text" in refuse("evaluate.py", "--explain", cwd=folder)
+    for words in (["--explain"], ["--text="]):
+        assert "there is no text: --text" in refuse("evaluate.py", *words, cwd=folder)
 
 
 def test_shades_are_shares_of_the_strongest_and_no_word_rewrites_the_terminal(capsys):

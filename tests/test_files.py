@@ -33,9 +33,11 @@ def test_a_folder_is_held_by_its_lock_and_not_by_its_name(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".best.pt.tmp").write_text("half of what a killed writer wrote")
-    (out / ".lock").write_text("4711\n")
+    (out / ".lock").write_bytes(b"\xff4711\n")
+    (out / ".mine.tmp").touch()
     with hold(out) as lock:
-        assert os.listdir(out) == [".lock"] and (out / ".lock").read_bytes() == f"{os.getpid()}\n".encode()
+        assert sorted(os.listdir(out)) == [".lock", ".mine.tmp"]
+        assert (out / ".lock").read_text() == f"{os.getpid()}\n"
         assert is_held(out, lock)
         out.rename(tmp_path / "gone")
         assert not is_held(out, lock)

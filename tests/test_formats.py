@@ -131,12 +131,12 @@ def test_values_of_json_become_text_where_they_are_asked_for(tmp_path):
 def test_a_folder_of_folders_has_a_class_in_each(run):  # noqa: F811
     for split, name, text in [("train", "pos", "fine"), ("train", "neg", "dull"), ("test", "pos", "so\nso")]:
         Path(split, name).mkdir(parents=True)
-        Path(split, name, "0_9.txt").write_text(text)
+        Path(split, name, "0_9.txt" if split == "train" else "0_9.TXT").write_text(text)
     Path("train/readme.txt").write_text("not an example")
-    run("--train", "train", "--dev", "train", "--test", "test")
+    assert "train: 1 other files, which are no" in run("--train", "train", "--dev", "train", "--test", "test")
     assert load_meta("data/x")["label_names"] == ["neg", "pos"]
     assert examples("train") == [("neg/0_9.txt", "dull", 0), ("pos/0_9.txt", "fine", 1)]
-    assert examples("test") == [("pos/0_9.txt", "so\nso", 1)]
+    assert examples("test") == [("pos/0_9.TXT", "so\nso", 1)]
     source = load_meta("data/x")["splits"]["test"]["source"]
     assert source["name"] == "test" and source["sha256"] == hashlib.sha256(b"so\nso").hexdigest()
 
@@ -152,12 +152,6 @@ def test_a_workbook_is_read_whatever_its_name(run):  # noqa: F811
     assert "1 row without a text left out: row 3" in printed  # blank, but none of those at the end
     assert examples("train") == [("1", "fine", 2), ("3", "dull", 0), ("4", "so", 1)]
     assert load_meta("data/x")["label_names"] == ["1", "3.5", "5"]
-
-
-def test_the_courses_files_need_no_renaming(tsv_dir, run):  # noqa: F811
-    path = tsv_dir / "ids-sst-dev.csv"  # tabs, whatever its name says
-    run("--train", path, "--dev", path)
-    assert load_meta("data/x")["splits"]["dev"]["tokens"] == 24_946
 
 
 # -----------------------------------------------------------------------------
@@ -223,6 +217,8 @@ def test_several_columns_are_joined_by_line_ends(run):  # noqa: F811
     Path("a.csv").write_text("title,body,label\nBus,It is late.,0\n,Only a body.,1\nOnly a title,,0\n")
     run("--train", "a.csv", "--dev", "a.csv", "--text_column", "Title", "body")
     assert [text for _, text, _ in examples("train")] == ["Bus\nIt is late.", "Only a body.", "Only a title"]
+    with pytest.raises(UserError, match="data/x holds something else than body of a.csv"):
+        run("--train", "a.csv", "--dev", "a.csv")
 
 
 NO_HEADER = {  # file -> the column of the texts

@@ -138,7 +138,7 @@ def test_nanogpts_checkpoint_is_read(tmp_path, capsys, prefix, bias):
     expected = theirs.state_dict() | {"wpe.weight": theirs.wpe.weight[:16]}
     for name, parameter in ours.named_parameters():
         assert name.startswith("head.") or torch.equal(parameter, expected[name]), name
-    assert ours.config == GPTConfig(5, 16, 304, 2, 4, 48) and "exact GELU" in capsys.readouterr().out
+    assert ours.config == GPTConfig(5, 16, 304, 2, 4, 48) and "nanoGPT's exact" in capsys.readouterr().out
 
 
 def test_training_starts_from_nanogpts_checkpoint(workspace):

@@ -32,12 +32,13 @@ def texts(path) -> list[str]:
 
 
 def test_the_curves_mark_the_best_epoch_and_the_reference(tmp_path):
-    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "log.csv").write_text(re.sub(r"(\d)\n", r"\1,0.3\n", LOG.replace("seconds", "seconds,macro_f1")))
     draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 6, 0.519)
-    words = texts(tmp_path / "c.svg")
-    assert {"best.pt: 0.450, epoch 3", "reference: 0.519", "train, each step", "loss (nats)", "epoch"} <= set(words)
+    words = {"reference: 0.519", "train, each step", "dev, macro-F1", "loss (nats)", "epoch"}
+    assert words | {"best.pt: 0.450, epoch 3"} <= set(texts(tmp_path / "c.svg"))
+    (tmp_path / "log.csv").write_text(LOG)
     draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 0, 0.0)  # no best.pt, no reference
-    assert not any(word.startswith(("reference:", "best:")) for word in texts(tmp_path / "c.svg"))
+    assert not any(word.startswith(("reference:", "best", "dev,")) for word in texts(tmp_path / "c.svg"))
 
 
 def test_a_log_that_is_none_is_refused(tmp_path):

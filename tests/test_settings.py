@@ -40,7 +40,7 @@ def test_defaults_then_config_then_command_line(load):
     assert load() == DEFAULTS
     config = '\ufeff"""about"""\n# a comment\nlearning_rate = 1e-3\nblock_size = 3  # three\n'
     assert load(config=config) == DEFAULTS | {"learning_rate": 1e-3, "block_size": 3}
-    found = load("--block_size=7", "--prompt=12", "--compile=True", "--seeds=[2,1]", "--learning_rate=2", config=config)
+    found = load("--block_size=7", "--prompt=12", "--compile=True", "--seeds=2,1", "--learning_rate=2", config=config)
     given = {"block_size": 7, "prompt": "12", "compile": True, "seeds": [2, 1], "learning_rate": 2.0}
     assert found == DEFAULTS | given and type(found["learning_rate"]) is float
 

@@ -22,11 +22,6 @@ def test_the_wilson_interval_solves_its_equation(counts):
     assert low <= right / n + 1e-12 and right / n <= high + 1e-12
 
 
-def test_the_references_intervals():
-    assert wilson_interval(241, 245) == pytest.approx((0.9588, 0.9936), abs=5e-5)
-    assert wilson_interval(571, 1101) == pytest.approx((0.4891, 0.5480), abs=5e-5)
-
-
 def mcnemar(only_first: int, only_second: int) -> Fraction:
     """Twice the smaller tail of a fair coin, at most 1."""
     n = only_first + only_second

@@ -128,13 +128,8 @@ def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):
     (workspace / "data" / "sample" / "train.tsv").write_text("id\tsentence\tsentiment\n1\tgood\t1\n2\tbad\t0\n")
     succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert "was trained on other data than what data/sample holds now" in refuse(*words, cwd=workspace)
+    assert "x was not prepared" in refuse(*words, "--out_dir=x", "--data_dir=x", cwd=workspace, run=command)
     assert "seeds must be a list of different whole numbers" in refuse(*RUN, "--seeds=[1,1]", cwd=workspace)
-
-
-def test_deterministic_changes_nothing_on_a_cpu(workspace):
-    succeed(*RUN, "--max_steps=2", cwd=workspace)
-    succeed(*RUN, "--max_steps=2", "--deterministic=True", "--out_dir=deterministic", cwd=workspace)
-    assert_same_run(workspace / "deterministic", workspace / "out")
 
 
 # -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ CARD = """\
 
 # {task}: a text classifier
 
-{base}, {parameters:,} parameters in {config.n_layer} blocks of width {config.n_embd}, fine-tuned into a classifier.
+{base}, {parameters:,} parameters in {config.n_layer} block(s) of width {config.n_embd}, fine-tuned into a classifier.
 
 {classes}
 
@@ -66,7 +66,7 @@ def model_card(loaded: Loaded, prompt_length: int, space: dict[str, str]) -> str
     header = {"library_name": "transformers", "pipeline_tag": "text-classification", "base_model": hub_name}
     license_name = "mit" if hub_name else None  # of GPT-2's weights
     other = "with random initial weights" if init_from == "scratch" else "from a folder, a file or the hub"
-    left_out = MAY_CHANGE - {"epochs"} | {"n_layer", "n_head", "n_embd"}  # the model's own shape stands above
+    left_out = {*MAY_CHANGE, "n_layer", "n_head", "n_embd"} - {"epochs", "max_steps"}  # its own shape stands above
     training = {name: repr(value) for name, value in settings.items() if name not in left_out}
     training |= {name: in_words(run[name]) for name in ("started", "git", "versions", "device", "dtype") if name in run}
     return CARD.format(
@@ -91,10 +91,11 @@ def result(examples: int, progress: dict[str, Any]) -> str:
     if not best or best["step"] != progress["step"]:
         return "No accuracy was measured for these weights."
     low, high = wilson_interval(round(best["accuracy"] * examples), examples)
+    macro_f1 = f", macro-F1 {best['macro_f1']:.3f}" if "macro_f1" in best else ""
     return (
-        f"Accuracy **{best['accuracy']:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {examples:,} examples) and "
-        f"loss {best['loss']:.4f} on the dev split, measured in the run after epoch {best['epoch']:.4g}, which "
-        f"was chosen on this very split: that flatters it."
+        f"Accuracy **{best['accuracy']:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {examples:,} examples)"
+        f"{macro_f1} and loss {best['loss']:.4f} on the dev split, measured in the run after epoch "
+        f"{best['epoch']:.4g}, which was chosen on this very split: that flatters it."
     )
 
 

@@ -15,7 +15,7 @@ from classifier.answers.calibration import read_temperature
 from classifier.data.dataset import Split, load_meta, prepare_script, training_files
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from classifier.device import choose_device, choose_dtype, tune
-from classifier.errors import UserError
+from classifier.errors import UserError, tell
 from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
 from model import GPT
@@ -161,7 +161,8 @@ def prepared_folder(models: list[Loaded], data_dir: str | None, splits: Sequence
     for loaded in models:
         known, found = described(loaded.saved["data"]), described(meta)
         if known != found:
-            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}: prepare it as it was")
+            how = "--data_dir names another folder; models of other classes or other text cannot be compared"
+            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}: {how}")
         check_not_trained_on(loaded, folder, meta, splits, data_dir is not None)
     return folder
 
@@ -186,4 +187,4 @@ def check_not_trained_on(
     problem += " training sentences"
     if not is_asked_for:
         raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
-    print(f"note: {problem}")
+    tell(f"note: {problem}")

@@ -69,7 +69,7 @@ def draw_accuracy_by_length(path: Path, logits: Tensor, split: Split, label_name
     names = [f"{lengths}\nn={n}" for lengths, n in zip(ranges, examples, strict=True)]
     axes.set_xticks(np.arange(len(edges)), names)
     axes.set(xlabel="sentence length (tokens)", ylabel="accuracy", title=f"{split.name}: accuracy by length")
-    axes.legend()
+    axes.legend(frameon=True)
     axes.grid(alpha=0.25)
     write_picture(figure, path)
 

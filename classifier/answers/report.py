@@ -86,7 +86,7 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     print(f"\nthe surest {len(wrong[:count]):,} of {len(wrong):,} mistakes")
     for i in wrong[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
-        print("\n" + textwrap.fill(f"{printable(ids[i])}: {truth}, taken for {predicted}", WIDTH))
+        print("\n" + textwrap.fill(f"id {printable(ids[i])}: {truth}, taken for {predicted}", WIDTH))
         for line in (in_words(probabilities[i], label_names), printable(" ".join(text_of(split, i).split()))):
             print(textwrap.fill(line, WIDTH, **INDENTED))
 

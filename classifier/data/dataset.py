@@ -7,8 +7,9 @@ A prepared folder holds, for each split (train, dev, test):
     <split>.labels.bin    int16    class numbers (absent where the source has none)
     <split>.ids.txt       UTF-8    the examples' ids, one a line
 
-and one meta.json: format version, label names, counts, tokenizer, whether the text was detokenized, and the sha256 of
-the sources, of each file above and of meta.json itself without that line.
+and one meta.json: format version, label names and what the sources call them, their columns of text, counts, tokenizer,
+whether the text was detokenized, and the sha256 of the sources, of each file above and of meta.json itself without that
+line.
 Numbers are little-endian.
 """
 
@@ -110,7 +111,8 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
     """
     folder, meta = Path(folder), meta or load_meta(folder)
     if split not in meta["splits"]:
-        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits']) or 'an empty meta.json'}")
+        how = f": run `python {prepare_script(folder)}` again, with --test FILE" if split == "test" else ""
+        raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits'])}{how}")
     part = meta["splits"][split]
     again = f"run `python {prepare_script(folder)}` again"
     arrays = []

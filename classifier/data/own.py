@@ -24,13 +24,7 @@ USUAL_NAMES = {  # in lower case; the second ones count where none of the first 
         ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
     ),
 }
-OTHER_NAMES = (
-    "id",
-    "",
-    "unnamed: 0",
-    "index",
-    "__index_level_0__",
-)  # the last four: row numbers, as pandas writes them
+OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
 MAX_CLASSES = 2**15  # the model's; their numbers are int16
 
 Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of the columns that hold it
@@ -55,18 +49,25 @@ class Examples(NamedTuple):
 
 
 def choose_columns(
-    table: Table, named: Columns, needed: Sequence[str] = ("text", "label"), welcome: Sequence[str] = ()
+    table: Table,
+    named: Columns,
+    needed: Sequence[str] = ("text", "label"),
+    welcome: Sequence[str] = (),
+    trained_on: Sequence[str] = (),
 ) -> tuple[Columns, str]:
-    """Return the columns that are named, needed or welcome, and in words why these.
+    """Return the columns that are named, needed or welcome, and in words why these, and which are not used.
 
     Else than named by the person, a column is chosen by its usual name, or if it is needed and no other is left; of two
-    that are left the one with more different values has the texts.
+    that are left the one with more different values has the texts. A model's texts stand in the columns trained_on.
 
     Raises:
         UserError: no column is the one, several could be, or the header looks like an example.
     """
     found = {role: [_match(table, name) for name in names] for role, names in named.items() if names}
-    reasons, is_header = {role: f"--{role}_column" for role in found}, bool(found)
+    reasons = {role: f"--{role}_column" for role in found}
+    if "text" not in found and trained_on and {*map(_plain, trained_on)} <= {*map(_plain, table.columns)}:
+        found["text"], reasons["text"] = [_match(table, name) for name in trained_on], "as in training"
+    is_header = bool(found)
     for role in (*needed, *welcome):
         first, second = ([name for name in table.columns if _plain(name) in names] for names in USUAL_NAMES[role])
         usual = list(dict.fromkeys(first or second))
@@ -90,7 +91,9 @@ def choose_columns(
         raise UserError(f"text, label, id and group must be different columns, not {', '.join(names)}")
     if table.unit == "file":
         reasons |= {"text": "the files", "label": "their folders"}
-    return found, ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
+    chosen = ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
+    unused = ", ".join(repr(name) for name in table.columns if name not in names and _plain(name) not in OTHER_NAMES)
+    return found, chosen + f"; not used: {unused:.200}" * bool(unused)
 
 
 def _match(table: Table, name: str) -> str:
@@ -166,16 +169,12 @@ def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[
         return []
     if is_optional and _plain(names[0]) not in map(_plain, table.columns):
         return [""] * len(table.lines)
-    columns = [table.column(_match(table, name)) for name in names]
-    return (
-        columns[0]
-        if len(columns) == 1
-        else ["\n".join(filter(str.strip, cells)) for cells in zip(*columns, strict=True)]
-    )
+    first, *more = (table.column(_match(table, name)) for name in names)
+    return ["\n".join(filter(str.strip, row)) for row in zip(first, *more, strict=True)] if more else first
 
 
-def read_course_file(path: Path, num_classes: int, is_test: bool = False) -> Examples:
-    """Return the examples of one of the course's TSV files: columns id, sentence and sentiment, the class's number.
+def read_course_file(path: Path, labels: list[str], is_test: bool = False) -> Examples:
+    """Return the examples of one of the course's TSV files: columns id, sentence and sentiment, one of the labels.
 
     Raises:
         UserError: with the line, where the file is not in that format.
@@ -184,7 +183,7 @@ def read_course_file(path: Path, num_classes: int, is_test: bool = False) -> Exa
     examples, notes = read_examples([read_table(path, quoting="csv")], columns, is_test)
     if notes:
         raise UserError(notes[0])
-    return number_labels(examples, [str(number) for number in range(num_classes)], is_test)
+    return number_labels(examples, labels, is_test)
 
 
 # -----------------------------------------------------------------------------
@@ -203,7 +202,7 @@ def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list
     """
     spelled: dict[float | str, str] = {}
     for label in sorted(set(examples.labels), key=lambda label: (len(label), label)):
-        if not label or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", label):
+        if not label or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", label):
             problem = f"the label {label[:40]!r} is no name" if label else "no label"
             raise UserError(f"{_place(examples, label)}: {problem}: label the row or remove it")
         spelled.setdefault(_value(label), label)  # the shortest spelling
@@ -240,9 +239,9 @@ def number_labels(examples: Examples, classes: list[str], is_test: bool = False)
     return examples._replace(labels=np.array([found[label] for label in examples.labels], np.int16))
 
 
-def class_numbers(labels: list[str], names: list[str]) -> np.ndarray:
-    """Return the numbers of labels among a model's classes, -1 for one that is none of them: int16 (rows,)."""
-    numbers = {_value(name): number for number, name in enumerate(names)}
+def class_numbers(labels: list[str], *classes: list[str]) -> np.ndarray:
+    """Return the numbers of labels that are called so in any of the lists, else -1: int16 (rows,)."""
+    numbers = {_value(name): number for names in classes for number, name in enumerate(names)}
     return np.array([numbers.get(_value(label.strip()), -1) for label in labels], np.int16)
 
 

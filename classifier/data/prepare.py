@@ -18,6 +18,7 @@ from classifier.data import tokenizer
 from classifier.data.dataset import FIELDS, FORMAT_VERSION, TOKENIZER, meta_sha256
 from classifier.data.detokenize import detokenize
 from classifier.data.own import Examples, read_course_file
+from classifier.data.rows import texts_in
 from classifier.data.trees import with_phrases
 from classifier.files import file_sha256, hold, refuse_irregular, to_disk
 
@@ -29,6 +30,7 @@ def prepare(
     splits: dict[str, Examples],
     files: dict[str, list[Path]],
     label_names: list[str],
+    as_read: dict[str, list[str]],
     block_size: int,
     folder: Path,
     detokenized: bool = False,
@@ -43,35 +45,42 @@ def prepare(
         splits: split -> examples with class numbers; "train" and "dev" must be there.
         files: split -> where they come from, for meta.json.
         label_names: the classes' names, in the order of their numbers.
+        as_read: the files' own "labels" for the classes, and "text_columns", for whoever reads another such file.
         block_size: the task's usual sequence length, for the table's share of longer examples.
         folder: data/<task>, made if need be.
         detokenized: undo Penn-Treebank tokenization first.
+
+    Raises:
+        OSError: a source cannot be read, or the folder not be written.
     """
     meta = {"format_version": FORMAT_VERSION, "task": task, "label_names": label_names, "tokenizer": TOKENIZER}
-    meta |= {"detokenized": detokenized, "splits": {}}
+    meta |= {"detokenized": detokenized, **as_read, "splits": {}}
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
-        staging = Path(temporary)
-        heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
-        print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}{f'>{block_size}':>7}  labels")
-        for split, examples in splits.items():
-            texts = map(detokenize, examples.texts) if detokenized else examples.texts
-            lengths = _write_split(staging, split, examples, texts)
-            part = _describe(staging, split, examples, lengths, files[split])
-            if examples.labels is not None:
-                part["label_counts"] = np.bincount(examples.labels, minlength=len(label_names)).tolist()
-            _print_row(split, part, (lengths > block_size).mean())
-            meta["splits"][split] = part
-        meta["sha256"] = meta_sha256(meta)
-        text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
-        (staging / "meta.json").write_text(text, encoding="utf-8")
-        for path in staging.iterdir():
-            refuse_irregular(folder / path.name)
-        # meta.json goes last: until then, the checksums of the old one refuse the new files
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
-            to_disk(path)
-            os.replace(path, folder / path.name)
-        to_disk(folder)
+    try:
+        with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
+            staging = Path(temporary)
+            heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
+            print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}{f'>{block_size}':>7}  labels")
+            for split, examples in splits.items():
+                texts = map(detokenize, examples.texts) if detokenized else examples.texts
+                lengths = _write_split(staging, split, examples, texts)
+                part = _describe(staging, split, examples, lengths, files[split])
+                if examples.labels is not None:
+                    part["label_counts"] = np.bincount(examples.labels, minlength=len(label_names)).tolist()
+                _print_row(split, part, (lengths > block_size).mean())
+                meta["splits"][split] = part
+            meta["sha256"] = meta_sha256(meta)
+            text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
+            (staging / "meta.json").write_text(text, encoding="utf-8")
+            for path in staging.iterdir():
+                refuse_irregular(folder / path.name)
+            # meta.json goes last: until then, the checksums of the old one refuse the new files
+            for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
+                to_disk(path)
+                os.replace(path, folder / path.name)
+            to_disk(folder)
+    except OSError as error:  # that of a full disk does not say where
+        raise OSError(f"{error.filename or folder}: {error.strerror or error}") from None
     print(f"wrote {folder}{os.sep}")
 
 
@@ -89,12 +98,13 @@ def prepare_course(
     Args:
         tree_file: of SST, to train on the phrases of the sentences' trees, too.
     """
-    splits = {split: read_course_file(path, len(label_names), split == "test") for split, path in files.items()}
+    as_read = {"labels": [str(number) for number in range(len(label_names))], "text_columns": ["sentence"]}
+    splits = {split: read_course_file(path, as_read["labels"], split == "test") for split, path in files.items()}
     sources = {split: [path] for split, path in files.items()}
     if tree_file:
         splits["train"] = with_phrases(splits, tree_file)
         sources["train"].append(tree_file)
-    prepare(task, splits, sources, label_names, block_size, folder, detokenized)
+    prepare(task, splits, sources, label_names, as_read, block_size, folder, detokenized)
 
 
 def course_parser(description: str) -> argparse.ArgumentParser:
@@ -107,7 +117,7 @@ def course_parser(description: str) -> argparse.ArgumentParser:
 
 def named(files: list[Path]) -> str:
     """Return what meta.json calls a split's source."""
-    return " + ".join(path.name for path in files)
+    return " + ".join(os.fsencode(path.name).decode("utf-8", "backslashreplace") for path in files)
 
 
 def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[str]) -> np.ndarray:
@@ -116,7 +126,7 @@ def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[s
     for text in tqdm(texts, split, len(examples.texts), leave=False, disable=None):
         tokens.extend(encode(text))
         offsets.append(len(tokens))
-    id_lines = np.frombuffer("".join(id + "\n" for id in examples.ids).encode(), np.uint8)
+    id_lines = np.frombuffer("".join(id + "\n" for id in examples.ids).encode("utf-8", "backslashreplace"), np.uint8)
     for (field, dtype), content in zip(FIELDS.items(), (tokens, offsets, examples.labels, id_lines), strict=True):
         if content is not None:
             (folder / f"{split}{field}").write_bytes(np.array(content, dtype))
@@ -127,7 +137,7 @@ def _describe(folder: Path, split: str, examples: Examples, lengths: np.ndarray,
     """Return a split's part of meta.json, but for the counts of its labels."""
     source = hashlib.sha256()
     for file in files:
-        for path in sorted(file.glob("*/*.txt")) if file.is_dir() else [file]:
+        for path in texts_in(file) if file.is_dir() else [file]:
             source.update(path.read_bytes())
     written = [folder / f"{split}{field}" for field in FIELDS]
     return {

@@ -142,8 +142,6 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
         raise UserError(f"{path}, line {line}: a NUL byte: no text, or UTF-16 without its mark (--encoding utf-16-le)")
     try:
         return content.decode(encoding or "utf-8")
-    except LookupError:
-        raise UserError(f"--encoding {encoding}: there is no such encoding; cp1252 is one") from None
     except UnicodeDecodeError as error:
         line, start = content.count(b"\n", 0, error.start) + 1, max(error.start - 15, 0)
         if encoding is not None:
@@ -153,6 +151,8 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
             f"{path}, line {line}: not UTF-8. As cp1252, of older Windows programs, it reads {around!r}: if that is "
             f"right, add --encoding cp1252, else --encoding with the name of its own"
         ) from None
+    except (LookupError, UnicodeError):
+        raise UserError(f"--encoding {encoding}: there is no such encoding; cp1252 is one") from None
 
 
 # -----------------------------------------------------------------------------
@@ -166,7 +166,8 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool,
     """
     names, cells, lines, again, blank = [], [], array("q"), [], []
     for line, row in rows:
-        if not any(map(str.strip, map(str, row))):
+        is_quoted = unit == "line" and len(names) == len(row) == 1  # blank or not: a line without anything has no cell
+        if not is_quoted and not any(map(str.strip, map(str, row))):
             blank += [line] * (len(names) == 1 or (len(names) > 1 and len(row) > 0))
             continue
         if not names:
@@ -335,20 +336,31 @@ def _read_parquet(path: Path, content: bytes) -> Table:
     from pyarrow.parquet import ParquetFile
 
     try:
-        found = ParquetFile(pyarrow.BufferReader(content)).read()
+        found = ParquetFile(pyarrow.BufferReader(content)).read(use_threads=False)  # some abort Python at its end
         found.validate(full=True)
+        for column in found.columns:
+            if pyarrow.types.is_temporal(column.type):
+                column.to_pylist()  # Python cannot have every time
     except Exception as error:  # whatever pyarrow says of damage
         raise _broken(path, "parquet file", error) from None
     return Table(path, found.column_names, found.columns, range(1, len(found) + 1), "row")
 
 
 def _read_folder(path: Path, encoding: str | None) -> Table:
-    files = sorted(path.glob("*/*.txt"))
+    files = texts_in(path)
     if not files:
         raise UserError(f"{path} is a folder, and in it there are no folders of .txt files, one folder a class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     texts = [_decoded(file, file.read_bytes(), encoding) for file in files]
-    return Table(path, ["id", "text", "label"], [names, texts, [file.parent.name for file in files]], names, "file")
+    others = sum(file.is_file() and not file.name.startswith(".") for file in path.rglob("*")) - len(files)
+    notes = (f"{path}: {others:,} other files, which are no .txt in a class's folder: passed over",) if others else ()
+    cells = [names, texts, [file.parent.name for file in files]]
+    return Table(path, ["id", "text", "label"], cells, names, "file", notes=notes)
+
+
+def texts_in(folder: Path) -> list[Path]:
+    """Return the .txt files of a folder's folders."""
+    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt")
 
 
 # -----------------------------------------------------------------------------
@@ -423,7 +435,7 @@ def _packed(path: Path, cells: Sequence[Any]) -> Any:
         cells = [None if isinstance(cell, str) and not cell else cell for cell in cells]
     try:
         return pyarrow.array(cells, from_pandas=True)
-    except (pyarrow.ArrowException, UnicodeEncodeError) as error:  # values of several kinds; half characters
+    except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:  # several kinds; half characters
         raise UserError(f"{path}: {error}: parquet cannot hold that, .jsonl can") from None
 
 
@@ -442,8 +454,8 @@ def _workbook_cell(sheet: Any, value: Any) -> Any:
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    if value is None or isinstance(value, int | float):
-        return value
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15):
+        return value  # a longer number would lose digits
     cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", str(value)))
     cell.data_type = "s"
     return cell

@@ -39,6 +39,7 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
         train, dev = ([row for row in rows if row["split"] == split] for split in ("train", "dev"))
         train_epochs, train_losses = _columns(train, "epoch", "loss")
         dev_steps, dev_epochs, dev_losses, accuracies = _columns(dev, "step", "epoch", "loss", "accuracy")
+        (macro_f1s,) = _columns(dev, "macro_f1") if all(row.get("macro_f1") for row in dev) else ([],)
     except (ValueError, KeyError, TypeError, csv.Error):
         raise UserError(f"{log} is not what finetune.py wrote there, so there are no curves to draw") from None
     figure = Figure(figsize=(7, 5.6))
@@ -49,6 +50,8 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
     losses.set(ylabel="loss (nats)", title=f"{log.parent}")
     losses.legend()
     accuracy.plot(dev_epochs, accuracies, color=BLUE, marker="o", markersize=4, label="dev")
+    if macro_f1s:
+        accuracy.plot(dev_epochs, macro_f1s, color=BLUE, linestyle=":", label="dev, macro-F1")
     if best_step in dev_steps:
         best = dev_steps.index(best_step)
         label = f"best.pt: {accuracies[best]:.3f}, epoch {dev_epochs[best]:.4g}"

@@ -61,8 +61,8 @@ class Display:
 
 def in_words(figures: dict[str, float]) -> str:
     """Return an evaluation's figures on one line."""
-    macro_f1 = f", dev macro-F1 {figures['macro_f1']:.3f}" if "macro_f1" in figures else ""
-    return f"dev accuracy {figures['accuracy']:.3f}, dev loss {figures['loss']:.4f}{macro_f1}"
+    macro_f1 = f", macro-F1 {figures['macro_f1']:.3f}" if "macro_f1" in figures else ""
+    return f"dev accuracy {figures['accuracy']:.3f}, loss {figures['loss']:.4f}{macro_f1}"
 
 
 def show_results(progress: Progress, out: Path) -> None:

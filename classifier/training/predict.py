@@ -62,7 +62,7 @@ def predict(
     if is_shared:
         whole = distributed.total(whole)
     if not whole.isfinite().all():
-        raise UserError("the model's outputs are not finite numbers: its weights are beyond use")
+        raise UserError("the model's outputs are not finite: its weights are beyond use: try a lower learning_rate")
     return whole
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classifier import checkpoint, distributed
-from classifier.errors import UserError, in_words, is_out_of_memory
+from classifier.errors import UserError, in_words, is_out_of_memory, tell
 from classifier.files import file_sha256, hold, is_held, write_json, written_whole
 from classifier.settings import ARE_LOCAL
 from classifier.training.display import Display, open_trackers, show_results
@@ -103,7 +103,7 @@ class Run:
         if self.saved and progress.is_done:
             has_ended = settings.lr_schedule == "cosine" and progress.step == progress.all_steps
             how = "its cosine has ended, so begin a new run" if has_ended else "raise epochs or max_steps to go on"
-            print(f"note: {self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
+            tell(f"note: {self.out / 'last.pt'} is at step {progress.step} of {progress.last_step} already: {how}")
 
     def _put_best_right(self) -> None:
         """Write best.pt where the run ended before it could.
@@ -118,7 +118,7 @@ class Run:
         if told == step:
             self._write("best.pt")
         elif found is None:
-            print(f"note: {path} is gone, and with it the best weights up to here")
+            tell(f"note: {path} is gone, and with it the best weights up to here")
             self.progress.best = {}
         else:
             raise UserError(f"{path} is of step {found}, and last.pt tells of one of step {told}: move it elsewhere")
@@ -158,9 +158,7 @@ class Run:
                 self._finish()
         except OSError as error:
             self.stop_if_asked()  # a terminal that is closed takes no more output, and sends SIGHUP
-            last = self.out / "last.pt"
-            how = f"--init_from=resume goes on from {last}" if last.is_file() else "no last.pt was written yet"
-            raise UserError(f"{in_words(error)}; stopped after {self.progress.step} steps: {how}") from None
+            raise UserError(f"{in_words(error)}; {self._stopped()}") from None
         except RuntimeError as error:
             if distributed.is_lost_peer(error):
                 self._save_what_there_is()
@@ -184,10 +182,16 @@ class Run:
         """Save, without the step at hand, and say how to go on."""
         self._save()
         self.display.close()
-        how = f": --init_from=resume goes on from {self.out / 'last.pt'}" if self.progress.step else ""
         with suppress(OSError):  # of a closed terminal
             if self.is_first:
-                print(f"stopped after {self.progress.step} steps{how}", file=sys.stderr)
+                print(self._stopped(), file=sys.stderr)
+
+    def _stopped(self) -> str:
+        """Return in words where the run has stopped, and how to go on."""
+        steps, last = f"stopped after {self.progress.step} steps", self.out / "last.pt"
+        if not last.is_file():
+            return f"{steps}: no last.pt was written yet"
+        return f"{steps}: the same command with --init_from=resume goes on from {last}"
 
     def halve_micro_batches_after(self, error: Exception, longest: int) -> None:
         """Have the same step taken again in smaller micro-batches, if memory ran out; say so.

@@ -35,12 +35,13 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
             resume = (folder / "last.pt").is_file() and not settings.overwrite
             _run([script, *sys.argv[1:], "--seeds=[]", f"--seed={seed}", f"--out_dir={folder}"], resume)
         results[seed] = ended_run(folder)["best"]
-    accuracies = [best["accuracy"] for best in results.values()]
-    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    best_seed = max(results, key=lambda seed: (results[seed]["accuracy"], -results[seed]["loss"]))
-    print(f"\n{'seed':>10}{'best epoch':>12}{'dev accuracy':>14}{'dev loss':>10}")
+    measure = settings.best_by
+    values = [best[measure] for best in results.values()]
+    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    best_seed = max(results, key=lambda seed: (results[seed][measure], -results[seed]["loss"]))
+    print(f"\n{'seed':>10}{'best epoch':>12}{f'dev {measure}':>14}{'dev loss':>10}")
     for seed, best in results.items():
-        print(f"{seed:>10}{best['epoch']:>12.4g}{best['accuracy']:>14.3f}{best['loss']:>10.4f}")
+        print(f"{seed:>10}{best['epoch']:>12.4g}{best[measure]:>14.3f}{best['loss']:>10.4f}")
     print(f"mean {mean:.4f}, standard deviation {deviation:.4f} ({len(results)} seeds); best: seed {best_seed}")
     summary = {"mean": mean, "standard_deviation": deviation, "best_seed": best_seed, "seeds": results}
     write_json(out / "seeds.json", summary)
@@ -110,5 +111,7 @@ def _run(words: list[str], resume: bool) -> None:
     if received:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(128 + received[0])
-    if status:
-        raise UserError(f"{words[-1].removeprefix('--out_dir=')}: the run failed (exit status {status}), see above")
+    if status > 0:  # it has said why
+        sys.exit(status)
+    if status < 0:
+        raise UserError(f"the run was killed by signal {-status}: the same command goes on from here")

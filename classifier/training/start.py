@@ -38,6 +38,8 @@ def load_data(settings: SimpleNamespace) -> tuple[dict[str, Any], list[Split]]:
     facts = {
         "task": meta["task"],
         "label_names": meta["label_names"],
+        "labels": meta.get("labels", meta["label_names"]),  # as the files have them; before, no record was kept
+        "text_columns": meta.get("text_columns", []),
         "detokenized": meta["detokenized"],
         "folder": settings.data_dir,
         "leading_space": meta["splits"]["train"]["leading_space"],
@@ -119,7 +121,7 @@ def describe(settings: SimpleNamespace, model: GPT, train: Split, dev: Split) ->
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples")
     longer = (train.whole_lengths() > model.config.block_size).sum()
     if longer:
-        print(f"note: {longer:,} of the train examples exceed block_size: they keep their last tokens only")
+        print(f"note: {longer:,} train examples exceed block_size and keep their last tokens only")
     if distributed.size() > 1:
         print(f"processes: {distributed.size()}, each with its share of every step")
 
@@ -130,6 +132,8 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
     Raises:
         UserError: there is nothing to resume from, or data or settings differ from what the run began with.
     """
+    if not path.is_file():
+        raise UserError(f"there is no {path} to go on from: leave out --init_from=resume to begin a run")
     model, saved = checkpoint.load(path)
     if "optimizer" not in saved:
         raise UserError(f"{path} holds no optimizer state: it cannot be resumed from")
@@ -137,7 +141,8 @@ def load_resumable(settings: SimpleNamespace, path: Path, facts: dict[str, Any])
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} holds now")
     free = MAY_CHANGE - {"epochs"} if settings.lr_schedule == "cosine" else MAY_CHANGE  # it ends with the last epoch
     if changed := differences(saved["settings"], vars(settings), free):
-        raise UserError(f"cannot resume {path} with other settings: {changed}")
+        how = "give the run's own command again, and --init_from=resume after it"
+        raise UserError(f"cannot resume {path} with other settings: {changed}: {how}")
     return model, saved
 
 

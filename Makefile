@@ -23,8 +23,8 @@ cfimdb: .venv/ready ## the same on CFIMDB
 record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences, five on their phrases, too, and a table
 	$(PY) prepare_sst.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) prepare_sst.py --phrases $(if $(SOURCE),--source $(SOURCE))
-	$(PY) finetune.py config/finetune_sst.py "--seeds=[1,2,3,4,5]" --out_dir=out-record/sentences
-	$(PY) finetune.py config/finetune_sst_phrases.py "--seeds=[1,2,3,4,5]" --out_dir=out-record/phrases
+	$(PY) finetune.py config/finetune_sst.py --seeds=1,2,3,4,5 --out_dir=out-record/sentences
+	$(PY) finetune.py config/finetune_sst_phrases.py --seeds=1,2,3,4,5 --out_dir=out-record/phrases
 	$(PY) bench/seeds.py out-record/sentences out-record/phrases
 
 test: .venv/ready-dev ## formatting, lint and the whole test suite

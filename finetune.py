@@ -56,7 +56,7 @@ wandb_project = "finetune-gpt2"  # its project
 wandb_run_name = ""  # its name for the run; empty: out_dir
 # machine
 seed = 1337  # of the new head, the order of the examples and every dropout mask
-seeds = []  # run the job once for each of these, as in "--seeds=[1,2,3]", each in out_dir/seed-N
+seeds = []  # run the job once for each of these, as in --seeds=1,2,3, each in out_dir/seed-N
 deterministic = False  # the same bits on every run on a GPU, too; slower (a CPU gives them anyway)
 device = "auto"  # cuda, mps or cpu; auto takes the first that is there
 dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes what the hardware is fast in

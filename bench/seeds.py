@@ -1,7 +1,7 @@
 """Compare jobs of several seeds each, as a table; others gain on the first.
 
 python bench/seeds.py out-reference out-phrases   (out_dirs of finetune.py
-                                                  with --seeds=[1,2,3])
+                                                  with --seeds=1,2,3)
 python bench/seeds.py out-reference out-phrases --data_dir data/sst
 
 Mean and standard deviation are over the seeds. The best evaluation of a run was

@@ -1,4 +1,4 @@
-"""The same job once for each of several seeds, and what came out: finetune.py --seeds=[1,2,3]."""
+"""The same job once for each of several seeds, and what came out: finetune.py --seeds=1,2,3."""
 
 import json
 import os

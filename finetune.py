@@ -9,7 +9,7 @@ torchrun --nproc_per_node=2 finetune.py config/finetune_sst.py   (two GPUs)
 from collections.abc import Callable
 
 from classifier import errors
-from classifier.settings import load_settings
+from classifier.settings import read_settings
 from classifier.training.seeds import run_seeds
 
 # -----------------------------------------------------------------------------
@@ -65,7 +65,7 @@ activation_checkpointing = False  # compute activations twice and keep few of th
 # -----------------------------------------------------------------------------
 
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
-    settings = load_settings(__file__)
+    settings = errors.run(lambda: read_settings(__file__))
     if settings.seeds:
         errors.run(lambda: run_seeds(__file__, settings))
         raise SystemExit

@@ -62,7 +62,7 @@ def main() -> None:
     prepare(options.name, splits, files, names, as_read, LONGEST, folder)
     if names != list(map(str, range(len(names)))):
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20])) + ", ..." * (len(names) > 20)
-        print(textwrap.fill(f"labels: {shown}", 80, subsequent_indent="  "))
+        print(textwrap.fill(f"labels: {shown}", 80, subsequent_indent="  "))  # with their joiners, as they are
     print_repeats(splits)
     lengths = np.diff(load_split(folder, "train").offsets)
     if config.exists() and not options.overwrite:
@@ -134,7 +134,7 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
     """Raise a UserError if the folder holds anything but what was prepared of these columns of (train, dev) files."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
-    with suppress(UserError, KeyError):
+    with suppress(UserError):
         meta = load_meta(folder)
         before = tuple(meta["splits"][split]["source"]["name"] for split in ("train", "dev"))
         if (meta["task"], before, meta.get("text_columns", text_columns)) == (name, sources, text_columns):

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classifier.errors import UserError
 
-PATIENCE = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
+TIMEOUT = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
 # how gloo and NCCL word that another process has gone
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
@@ -64,7 +64,7 @@ def _join(device: str) -> None:
     if gpus:
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from classifier import errors
 from classifier.errors import UserError
 
 Rule = tuple[Callable[[Any], bool], str]  # what must hold of a value, and the same in words
@@ -65,28 +64,19 @@ ADDED |= {"class_weights": "none", "best_by": "accuracy", "patience": 0}
 NO_LITERAL = (ValueError, TypeError, SyntaxError)  # what ast.literal_eval raises
 
 
-def load_settings(script: str) -> SimpleNamespace:
-    """Return a script's settings with the command line's config files and --key=value arguments.
-
-    What is wrong with them ends the process with one line.
-    """
-    settings = errors.run(lambda: read_settings(script, sys.argv[1:]))
-    start = Path(settings.init_from)
-    if settings.overwrite and start.suffix == ".pt" and Path(settings.out_dir).resolve() in start.resolve().parents:
-        errors.fail(f"--overwrite=True would remove {start}, which training is to start from: name another out_dir")
-    return settings
-
-
-def read_settings(script: str, argv: list[str]) -> SimpleNamespace:
+def read_settings(script: str, argv: list[str] | None = None) -> SimpleNamespace:
     """Return the script's settings after config files and --key=value arguments, in the order given.
 
     Args:
         script: path of the script whose top level holds the defaults.
-        argv: the arguments after the script's name; `--help` prints every setting and exits.
+        argv: the arguments after the script's name, the process's own unless given; `--help` prints every setting and
+            exits.
 
     Raises:
-        UserError: an unreadable config file, an unknown name, a wrong type or a value against its rule.
+        UserError: an unreadable config file, an unknown name, a wrong type or a value against its rule; or overwrite
+            would take away what the run is to start from.
     """
+    argv = sys.argv[1:] if argv is None else argv
     settings = {name: value for name, value, _ in _assignments(script, is_script=True)}
     if "--help" in argv or "-h" in argv:
         print(_help(script))
@@ -102,7 +92,11 @@ def read_settings(script: str, argv: list[str]) -> SimpleNamespace:
             raise UserError(f"there is no config file {argument!r}, and a setting is --key=value (--help lists them)")
         for name, value, origin in given:
             settings[name] = _checked(name, value, origin, settings)
-    return SimpleNamespace(**settings)
+    found = SimpleNamespace(**settings)
+    start = Path(settings.get("init_from", "")).resolve()
+    if settings.get("overwrite") and start.suffix == ".pt" and Path(found.out_dir).resolve() in start.parents:
+        raise UserError(f"--overwrite=True would remove {start}, where training is to start: name another out_dir")
+    return found
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> str:

@@ -109,18 +109,19 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
 
 
 def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, scripted, monkeypatch):
-    def step_at(epoch: int) -> int:
+    def step_at(epoch: int, *options: str) -> int:
         """Of last.pt, when an evaluation begins."""
         path, steps = workspace / "out" / "last.pt", []
         scripted[epoch] = lambda: steps.append(checkpoint.load(path)[1]["progress"]["step"])
-        succeed(*RUN, "--epochs=4", "--overwrite=True", cwd=workspace)
+        succeed(*RUN, "--epochs=4", "--overwrite=True", *options, cwd=workspace)
         assert checkpoint.load(path)[1]["progress"]["step"] == 28
         scripted.clear()
         return steps[0]
 
-    assert step_at(epoch=4) == 14  # epoch 3 was no best
+    assert step_at(4) == 14  # epoch 3 was no best
+    assert step_at(4, "--save_interval=7") == 21 and step_at(4, "--save_interval=5") == 25
     monkeypatch.setattr(run, "SECONDS_BETWEEN_SAVES", 0)
-    assert step_at(epoch=4) == 27
+    assert step_at(4) == 27
 
 
 PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 0, "epochs": 9, "max_steps": 0}
@@ -166,6 +167,12 @@ def test_the_best_may_be_chosen_by_macro_f1(workspace):
     best = run_of(out)["best"]
     assert best["macro_f1"] == max(float(row["macro_f1"]) for row in read_log(out / "log.csv") if row["split"] == "dev")
     evaluated = succeed("evaluate.py", "--dtype", "float32", "--ckpt", out / "best.pt", cwd=workspace)
+    record = run_of(out)
+    record["settings"]["init_from"] = "./gpt2"  # as a folder is noted down: the same run, however it is named
+    (out / "run.json").write_text(json.dumps(record))
+    for name in ("gpt2", "./gpt2"):
+        again = succeed(*RUN, "--best_by=macro_f1", "--epochs=3", "--seeds=4,", f"--init_from={name}", cwd=workspace)
+        assert "out/seed-4" not in again
     assert f"macro-F1 {best['macro_f1']:.4f}" in evaluated and f"\nmean {best['macro_f1']:.4f}, " in printed
 
 

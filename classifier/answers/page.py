@@ -1,6 +1,7 @@
 """The page: a text, its classes' probabilities, its words tinted by what they contribute; and the surest mistakes.
 
-It knows no model, only a function that gives the log-probabilities of texts: an exported folder carries it, too.
+All but show_exported know no model, only a function that gives the log-probabilities of texts: an exported folder
+carries this file, too.
 """
 
 import os

@@ -21,7 +21,7 @@ def draw_confusion(path: Path, logits: Tensor, split: Split, label_names: list[s
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix  # here, since importing it takes a second
 
     classes = range(len(label_names))
-    counts = confusion_matrix(np.asarray(split.labels), logits.argmax(-1).numpy(), labels=classes)
+    counts = confusion_matrix(split.labels, logits.argmax(-1).numpy(), labels=classes)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side, has_room = min(max(4.0, 1.1 * len(classes)), 14.0), len(classes) <= 16
     figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
@@ -53,7 +53,7 @@ def draw_reliability(path: Path, logits: Tensor, split: Split, label_names: list
 
 def draw_accuracy_by_length(path: Path, logits: Tensor, split: Split, label_names: list[str]) -> None:
     """Draw accuracy by sentence length in tokens, in up to eight groups of as many examples each."""
-    right = logits.argmax(-1).numpy() == np.asarray(split.labels)
+    right = logits.argmax(-1).numpy() == split.labels
     lengths = np.diff(split.offsets)
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 9)[1:], method="higher"))  # last length of each group
     groups = np.searchsorted(edges, lengths)

@@ -43,7 +43,7 @@ def print_report(logits: Tensor, labels: np.ndarray | None, label_names: list[st
     from sklearn.metrics import classification_report, confusion_matrix  # here: importing it takes a second
 
     loss, accuracy = loss_and_accuracy(logits, labels)
-    classes, labels = range(len(label_names)), np.asarray(labels)
+    classes = range(len(label_names))
     print(f"\nloss {loss:.4f}")
     print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
     print(f"macro-F1 {macro_f1(logits, labels):.4f}\n")

@@ -89,7 +89,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
 
 def training_files(meta: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Return what tells one set of training data from another: split -> file name -> sha256, of train and dev."""
-    return {split: meta["splits"][split]["files"] for split in ("train", "dev") if split in meta["splits"]}
+    return {split: meta["splits"][split]["files"] for split in ("train", "dev")}
 
 
 def prepare_script(folder: str | Path) -> str:

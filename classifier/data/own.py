@@ -226,23 +226,23 @@ def number_labels(examples: Examples, classes: list[str], is_test: bool = False)
     Raises:
         UserError: with the line, where a label is none of the classes'.
     """
-    numbers = {_value(label): number for number, label in enumerate(classes)}
-    found = {label: numbers.get(_value(label)) for label in set(examples.labels)}
-    unknown = [label for label in found if found[label] is None]
-    if is_test and len(unknown) == len(found) and {_value(label) for label in unknown} <= {"", -1.0}:
+    numbers = class_numbers(examples.labels, classes)
+    unknown = list(compress(examples.labels, numbers < 0))
+    if is_test and len(unknown) == len(numbers) and {_value(label) for label in unknown} <= {"", -1.0}:
         return examples._replace(labels=None)
     if unknown:
-        label = min(unknown, key=examples.labels.index)
+        label = unknown[0]
         problem = f"the label {label[:60]!r} is none of {', '.join(classes)[:200]!r}" if label else "no label"
         hint = "" if label or not is_test else ", though others have one: label all rows or none"
         raise UserError(f"{_place(examples, label)}: {problem}{hint}")
-    return examples._replace(labels=np.array([found[label] for label in examples.labels], np.int16))
+    return examples._replace(labels=numbers)
 
 
 def class_numbers(labels: list[str], *classes: list[str]) -> np.ndarray:
     """Return the numbers of labels that are called so in any of the lists, else -1: int16 (rows,)."""
     numbers = {_value(name): number for names in classes for number, name in enumerate(names)}
-    return np.array([numbers.get(_value(label.strip()), -1) for label in labels], np.int16)
+    found = {label: numbers.get(_value(label.strip()), -1) for label in set(labels)}  # of each once: they are few
+    return np.array([found[label] for label in labels], np.int16)
 
 
 def _place(examples: Examples, label: str) -> str:

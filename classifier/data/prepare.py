@@ -64,9 +64,7 @@ def prepare(
             for split, examples in splits.items():
                 texts = map(detokenize, examples.texts) if detokenized else examples.texts
                 lengths = _write_split(staging, split, examples, texts)
-                part = _describe(staging, split, examples, lengths, files[split])
-                if examples.labels is not None:
-                    part["label_counts"] = np.bincount(examples.labels, minlength=len(label_names)).tolist()
+                part = _describe(staging, split, examples, lengths, files[split], len(label_names))
                 _print_row(split, part, (lengths > block_size).mean())
                 meta["splits"][split] = part
             meta["sha256"] = meta_sha256(meta)
@@ -133,17 +131,20 @@ def _write_split(folder: Path, split: str, examples: Examples, texts: Iterable[s
     return np.diff(offsets)
 
 
-def _describe(folder: Path, split: str, examples: Examples, lengths: np.ndarray, files: list[Path]) -> dict[str, Any]:
-    """Return a split's part of meta.json, but for the counts of its labels."""
+def _describe(
+    folder: Path, split: str, examples: Examples, lengths: np.ndarray, files: list[Path], num_classes: int
+) -> dict[str, Any]:
+    """Return a split's part of meta.json."""
     source = hashlib.sha256()
     for file in files:
         for path in texts_in(file) if file.is_dir() else [file]:
             source.update(path.read_bytes())
+    counts = None if examples.labels is None else np.bincount(examples.labels, minlength=num_classes).tolist()
     written = [folder / f"{split}{field}" for field in FIELDS]
     return {
         "examples": len(lengths),
         "tokens": int(lengths.sum()),
-        "label_counts": None,
+        "label_counts": counts,
         # the smallest length that at least p percent of the examples do not exceed
         "length_percentiles": {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES},
         "leading_space": all(text[0] == " " for text in examples.texts),

@@ -384,7 +384,7 @@ def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
     if package := {".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(ending):
         import_module(package)
     for cells in table.cells if ending == ".parquet" else ():
-        _packed(path, cells)
+        _arrow_column(path, cells)
     for cells in table.cells if ending == ".xlsx" else ():
         if len(cells) >= 2**20 or any(len(str(cell)) > 32767 for cell in cells):
             limits = "1,048,575 rows under a header, and 32,767 characters in a cell"
@@ -409,7 +409,7 @@ def write_table(path: Path, ending: str, table: Table, more: dict[str, Sequence[
         if ending == ".parquet":
             import pyarrow.parquet
 
-            arrays = [_packed(path, column) for column in cells]
+            arrays = [_arrow_column(path, column) for column in cells]
             pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names), file)
         elif ending == ".xlsx":
             _write_workbook(file, chain([names], map(_flat, rows)))
@@ -425,7 +425,7 @@ def _flat(row: list) -> list:
     return [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else cell for cell in row]
 
 
-def _packed(path: Path, cells: Sequence[Any]) -> Any:
+def _arrow_column(path: Path, cells: Sequence[Any]) -> Any:
     """Return a column as parquet has it."""
     import pyarrow
 
@@ -440,25 +440,24 @@ def _packed(path: Path, cells: Sequence[Any]) -> Any:
 
 
 def _write_workbook(file: IO, rows: Iterable[list]) -> None:
+    """Write rows; text is text, also where it begins with = or has characters that XML cannot have."""
     from openpyxl import Workbook
-
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet()
-    for row in rows:
-        sheet.append([_workbook_cell(sheet, cell) for cell in row])
-    book.save(file)
-
-
-def _workbook_cell(sheet: Any, value: Any) -> Any:
-    """Return a workbook's cell; text is text, also where it begins with = or has characters that XML cannot have."""
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15):
-        return value  # a longer number would lose digits
-    cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", str(value)))
-    cell.data_type = "s"
-    return cell
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+
+    def cell(value: Any) -> Any:
+        if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15):
+            return value  # a longer number would lose digits
+        text = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", str(value)))
+        text.data_type = "s"
+        return text
+
+    for row in rows:
+        sheet.append(list(map(cell, row)))
+    book.save(file)
 
 
 def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Iterable[list]) -> None:

@@ -18,17 +18,13 @@ SECONDS_BETWEEN_LINES = 5
 
 
 class Display:
-    """Shows a Progress, and the speed since the display was made."""
+    """Shows a Progress, and the speed since it was made; its bar counts the examples of the step at hand, too."""
 
     def __init__(self, progress: Progress, is_hidden: bool) -> None:
         self.progress, self.first_step, self.began_at, self.line_due = progress, progress.step, time.monotonic(), 0.0
         done, total = (progress.examples_before(step) for step in (progress.step, progress.last_step))
         is_disabled = is_hidden or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, unit="ex", disable=is_disabled, dynamic_ncols=True)
-
-    def add(self, examples: int) -> None:
-        """Show that so many examples of the step at hand are computed."""
-        self.bar.update(examples)
 
     def set_back(self) -> None:
         """Show only what is counted in progress: the steps that have been taken."""
@@ -53,10 +49,6 @@ class Display:
         tqdm.write(f"epoch {self.progress.epoch:.4g}: {in_words(figures)}{mark}")
         if self.progress.is_out_of_patience:
             tqdm.write(f"patience={self.progress.patience}: no better evaluation for so long, so the run ends")
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.bar.close()
 
 
 def in_words(figures: dict[str, float]) -> str:

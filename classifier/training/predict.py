@@ -34,7 +34,7 @@ def predict(
         net: a GPT for Texts, its head for Features; put into evaluation mode.
         dtype: of matrix products.
         on_examples: called with the number of examples of each micro-batch that is done.
-        compute: what to call instead of net itself: its method features.
+        compute: what to call instead of net itself: its method features, whose outputs are (examples, C).
 
     Raises:
         UserError: some outputs are not finite.

@@ -75,12 +75,9 @@ class Progress:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.examples + steps * self.step_size
 
-    def evaluation(self, figures: dict[str, float]) -> dict[str, Any]:
-        """Return what is kept of an evaluation of the weights as they are now: loss, accuracy, perhaps macro_f1."""
-        return {"step": self.step, "epoch": self.epoch, **figures}
-
     def is_better(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
-        """Return whether one evaluation is better than another, or {}: by best_by, and then by loss.
+        """Return whether one evaluation (step, epoch, loss, accuracy ...) is better than another, or {}: by best_by,
+        then by loss.
 
         Only regular evaluations compete. That at an end by max_steps counts only where there is nothing else, until
         another takes its place.

@@ -31,13 +31,12 @@ from classifier.settings import ARE_LOCAL
 from classifier.training.display import Display, open_trackers, show_results
 from classifier.training.predict import loss_and_accuracy, macro_f1
 from classifier.training.progress import Progress
-from classifier.training.seeds import ended_run
+from classifier.training.seeds import STOPPING, ended_run
 from classifier.training.start import load_resumable, now, run_facts
 from model import GPT
 
 SECONDS_BETWEEN_SAVES = 60
 HOPELESS = 20  # steps skipped one after another, from the first on
-STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 LOG = ["step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "seconds"]
 LOG += ["macro_f1"]  # where it is asked for
 WHOLE_ROW = re.compile(r"([0-9]+),[0-9.e-]+,(train|dev)(,[^,]*){6,7}\n")  # logs of before had no macro_f1
@@ -165,11 +164,11 @@ class Run:
             raise
         finally:
             if self.display:
-                self.display.close()
+                self.display.bar.close()
 
     def computed(self, examples: int) -> None:
         """Note that so many examples more are done in this process; stop if a signal has asked for it."""
-        self.display.add(examples * distributed.size())
+        self.display.bar.update(examples * distributed.size())
         self.stop_if_asked()
 
     def stop_if_asked(self, *_: Any) -> None:
@@ -181,7 +180,7 @@ class Run:
     def _save_what_there_is(self) -> None:
         """Save, without the step at hand, and say how to go on."""
         self._save()
-        self.display.close()
+        self.display.bar.close()
         with suppress(OSError):  # of a closed terminal
             if self.is_first:
                 print(self._stopped(), file=sys.stderr)
@@ -219,7 +218,7 @@ class Run:
 
     def stepped(self, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Count a step that was taken, log it, and save last.pt if that is due."""
-        progress, interval = self.progress, self.settings.save_interval
+        progress = self.progress
         examples = progress.examples_before(progress.step + 1) - progress.examples_before(progress.step)
         was_skipped = not math.isfinite(grad_norm)  # by the scaler, in float16
         progress.step += 1
@@ -232,7 +231,7 @@ class Run:
             raise UserError(
                 f"no step of {progress.step} was taken: no gradient was finite in float16. Try dtype=float32"
             )
-        if not progress.evaluation_is_due and (progress.step % interval == 0 if interval else self._save_is_due):
+        if self._save_is_due and not progress.evaluation_is_due:
             self._save()
         self.stop_if_asked()
         self.row_began_at = time.monotonic()
@@ -249,7 +248,7 @@ class Run:
         if progress.best_by == "macro_f1":
             figures["macro_f1"] = macro_f1(logits, labels)
         self._add_row("dev", len(labels), **figures)
-        evaluation = progress.evaluation(figures)
+        evaluation = {"step": progress.step, "epoch": progress.epoch, **figures}  # of the weights as they are now
         if is_best := progress.is_better(evaluation, progress.best):
             progress.best = evaluation
         if progress.is_regular(progress.step):
@@ -272,7 +271,7 @@ class Run:
         outcome = {"best": best | {"sha256": file_sha256(self.out / "best.pt")}} if best else {}
         write_json(self._place("run.json"), self.facts | outcome | {"ended": ended})
         if self.display:
-            self.display.close()
+            self.display.bar.close()
         show_results(self.progress, self.out)
         if best:
             print(f"next: python evaluate.py --ckpt {self.out / 'best.pt'}")
@@ -306,6 +305,8 @@ class Run:
 
     @property
     def _save_is_due(self) -> bool:
+        if interval := self.settings.save_interval:
+            return self.progress.step % interval == 0
         return time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
 
     def _save(self, is_best: bool = False) -> None:

@@ -15,6 +15,8 @@ from classifier.errors import UserError
 from classifier.files import file_sha256, write_json
 from classifier.settings import MAY_CHANGE, differences
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
+
 
 def run_seeds(script: str, settings: SimpleNamespace) -> None:
     """Run script with each of settings.seeds in out_dir/seed-N; print a table and write it to out_dir/seeds.json.
@@ -68,20 +70,22 @@ def _is_done(folder: Path, settings: SimpleNamespace) -> bool:
     """Return whether a run of the same length has ended in a folder.
 
     Raises:
-        UserError: it had other settings, other data or other initial weights.
+        UserError: it had other settings, among them the name of its initial weights, or other data.
     """
     if not (folder / "last.pt").is_file():
         return False
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # resuming writes it anew
+        before, files = run["settings"], run["data"]["files"]
+    except (OSError, ValueError, KeyError, TypeError):  # resuming writes it anew
         return False
-    before = run["settings"]
-    before["init_from"] = before["init_from"].removeprefix("./")  # as initial.new_model notes a folder down
+    now = dict(vars(settings))
+    for each in (before, now):
+        each["init_from"] = each["init_from"].removeprefix("./")  # as start.new_model notes a folder down
     free = (MAY_CHANGE | {"seed"}) - {"init_from", "new_head"}
     free |= {"dtype"} if settings.dtype == "auto" else set()
-    other = differences(before, vars(settings), free)
-    if training_files(load_meta(settings.data_dir)) != run["data"]["files"]:
+    other = differences(before, now, free)
+    if training_files(load_meta(settings.data_dir)) != files:
         other = f"it was trained on other data than what {settings.data_dir} holds now"
     if other:
         raise UserError(
@@ -103,8 +107,7 @@ def _run(words: list[str], resume: bool) -> None:
         received.append(number)
         process.terminate()  # not SIGINT: Ctrl-C in a terminal has reached it already, and a second one would kill it
 
-    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-    old = {number: signal.signal(number, pass_on) for number in numbers}
+    old = {number: signal.signal(number, pass_on) for number in STOPPING}
     status = process.wait()
     for number, handler in old.items():
         signal.signal(number, handler)

@@ -166,8 +166,8 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool,
     """
     names, cells, lines, again, blank = [], [], array("q"), [], []
     for line, row in rows:
-        is_quoted = unit == "line" and len(names) == len(row) == 1  # blank or not: a line without anything has no cell
-        if not is_quoted and not any(map(str.strip, map(str, row))):
+        is_cell = unit == "line" and len(names) == len(row) == 1  # as "" is one; a line without anything has none
+        if not is_cell and not any(map(str.strip, map(str, row))):
             blank += [line] * (len(names) == 1 or (len(names) > 1 and len(row) > 0))
             continue
         if not names:

@@ -188,7 +188,7 @@ class Run:
     def _stopped(self) -> str:
         """Return in words where the run has stopped, and how to go on."""
         steps, last = f"stopped after {self.progress.step} steps", self.out / "last.pt"
-        if not last.is_file():
+        if not (self.progress.step and last.is_file()):  # before the first step, it is that of a run to be replaced
             return f"{steps}: no last.pt was written yet"
         return f"{steps}: the same command with --init_from=resume goes on from {last}"
 

@@ -15,6 +15,7 @@ from conftest import command, random_model, refuse, save, succeed
 import app
 from classifier.answers import models
 from classifier.answers.models import load, log_probabilities
+from classifier.data.own import choose_columns
 from classifier.data.rows import read_table
 
 NAMES = ["1", "2", "3"]
@@ -76,6 +77,8 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
+    table = read_table(place / "new.csv")  # what has the texts has no labels
+    assert choose_columns(table, {}, ["text"], ["label"], trained_on=["label"])[0] == {"text": ["label"]}
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ REFUSED = {
     "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
     "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
-    "one column for two": (GOOD, ["--text_column", "sentiment"], "must be different columns"),
+    "one column for two": (GOOD, ["--text_column", "sentiment"], "no column's name tells that it holds the labels"),
     "groups without a split": (GOOD, ["--dev", "d.tsv", "--group_column", "sentence"], "--group_column .* with --dev"),
     "a folder": (GOOD, ["--dev", "."], ". is a folder, and in it there are no folders"),
 }  # fmt: skip

@@ -69,7 +69,8 @@ def choose_columns(
         found["text"], reasons["text"] = [_match(table, name) for name in trained_on], "as in training"
     is_header = bool(found)
     for role in (*needed, *welcome):
-        first, second = ([name for name in table.columns if _plain(name) in names] for names in USUAL_NAMES[role])
+        free = [name for name in table.columns if name not in chain(*found.values())]
+        first, second = ([name for name in free if _plain(name) in names] for names in USUAL_NAMES[role])
         usual = list(dict.fromkeys(first or second))
         if role not in found and role in needed and len(usual) > 1:
             raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)

@@ -77,8 +77,9 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
-    table = read_table(place / "new.csv")  # what has the texts has no labels
-    assert choose_columns(table, {}, ["text"], ["label"], trained_on=["label"])[0] == {"text": ["label"]}
+    table = read_table(place / "new.csv")
+    assert choose_columns(table, {}, ["text"], ["label"], ["label"])[0] == {"text": ["label"]}  # and no labels
+    assert "'text' (by its name, not 'body' as in training)" in choose_columns(table, {}, ["text"], [], ["body"])[1]
 
 
 @pytest.mark.parametrize(

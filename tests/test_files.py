@@ -36,8 +36,7 @@ def test_a_folder_is_held_by_its_lock_and_not_by_its_name(tmp_path):
     (out / ".lock").write_bytes(b"\xff4711\n")
     (out / ".mine.tmp").touch()
     with hold(out) as lock:
-        assert sorted(os.listdir(out)) == [".lock", ".mine.tmp"]
-        assert (out / ".lock").read_text() == f"{os.getpid()}\n"
+        assert sorted(os.listdir(out)) == [".lock", ".mine.tmp"] and (out / ".lock").read_text() == f"{os.getpid()}\n"
         assert is_held(out, lock)
         out.rename(tmp_path / "gone")
         assert not is_held(out, lock)

@@ -90,6 +90,8 @@ def choose_columns(
     names = list(chain(*found.values()))
     if len(set(names)) < len(names):
         raise UserError(f"text, label, id and group must be different columns, not {', '.join(names)}")
+    if trained_on and reasons["text"] not in ("as in training", "--text_column"):
+        reasons["text"] += f", not {' + '.join(map(repr, trained_on))} as in training"
     if table.unit == "file":
         reasons |= {"text": "the files", "label": "their folders"}
     chosen = ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)

@@ -1,6 +1,7 @@
 """Preparing data: a task's examples -> tokens -> data/<task>/, the folder that dataset.py describes."""
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -77,8 +78,10 @@ def prepare(
                 to_disk(path)
                 os.replace(path, folder / path.name)
             to_disk(folder)
-    except OSError as error:  # that of a full disk does not say where
-        raise OSError(f"{error.filename or folder}: {error.strerror or error}") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # a full disk does not say which
+            raise OSError(f"cannot write {folder}: {error.strerror}") from None
+        raise
     print(f"wrote {folder}{os.sep}")
 
 

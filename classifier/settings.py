@@ -144,7 +144,9 @@ def _checked(name: str, value: Any, origin: str, settings: dict[str, Any]) -> An
         nearest = difflib.get_close_matches(name, settings, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "--help lists them all"
         raise UserError(f"{origin}: unknown setting {name!r}; {hint}")
-    expected, value = type(settings[name]), list(value) if isinstance(value, tuple) else value  # as --seeds=1,2
+    expected = type(settings[name])
+    if expected is list and not isinstance(value, list):  # as --seeds=1,2 or --seeds=1
+        value = list(value) if isinstance(value, tuple) else [value]
     kind = type(value)
     limit, words = (2**53, "below 2**53") if kind is int else (math.inf, "a finite number")
     if kind in (int, float) and not abs(value) < limit:  # nor is NaN

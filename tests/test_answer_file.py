@@ -15,7 +15,7 @@ from conftest import command, random_model, refuse, save, succeed
 import app
 from classifier.answers import models
 from classifier.answers.models import load, log_probabilities
-from classifier.data.own import choose_columns
+from classifier.data.own import choose_columns, class_numbers
 from classifier.data.rows import read_table
 
 NAMES = ["1", "2", "3"]
@@ -77,6 +77,8 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
+    for labels, numbers in ((["1", "3 ", "x"], [0, 2, -1]), (["0", "2", "1"], [0, 2, 1])):
+        assert class_numbers(labels, ["1", "2", "3"], ["0", "1", "2"]).tolist() == numbers
     table = read_table(place / "new.csv")
     assert choose_columns(table, {}, ["text"], ["label"], ["label"])[0] == {"text": ["label"]}  # and no labels
     assert "'text' (by its name, not 'body' as in training)" in choose_columns(table, {}, ["text"], [], ["body"])[1]
@@ -138,9 +140,12 @@ def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
     book.save(place / "dates.xlsx")
     succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.jsonl", cwd=place)
     assert json.loads((place / "dates.jsonl").read_text().splitlines()[0])["when"].startswith("2026-01-02")
-    pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow")
     succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.parquet", cwd=place)
     assert read_table(place / "dates.parquet").column("n") == ["1", ""]
+    far = pyarrow.table({"text": ["fine"], "when": pyarrow.array([9 * 10**17], pyarrow.timestamp("s"))})
+    pytest.importorskip("pyarrow.parquet").write_table(far, place / "far.parquet")  # a time that Python cannot have
+    succeed("evaluate.py", "--file=far.parquet", *ANSWERS, "far.csv", cwd=place)
 
 
 def test_a_full_disk_is_told_in_one_line(place):

@@ -154,7 +154,6 @@ def test_submission_files_are_the_courses_byte_for_byte_and_a_split_may_have_no_
     assert len(rows) == 3 and rows[1].startswith("t1,,") and rows[2].startswith("t2,,")
     message = refuse(*EVALUATE, "--split=test", "--errors=3", cwd=place)
     assert "the test split has no labels: --compare, --errors and --plots need them" in message
-    assert "has no 'extra' split, only train, dev, test" in refuse(*EVALUATE, "--split=extra", cwd=place)
 
 
 def test_what_is_there_is_replaced_only_if_asked_and_plots_are_pictures(place):

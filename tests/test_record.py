@@ -186,7 +186,7 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
     full_disk.add("best.pt")
     full_disk.remove("last.pt")
     message = refuse(*RUN, "--epochs=1", "--seed=2", cwd=workspace)
-    assert "cannot write out/best.pt: No space left on device; stopped after 7 steps: the same" in message
+    assert "cannot write out/best.pt: No space left on device; stopped after 7 steps: --init_from=resume, " in message
 
 
 # -----------------------------------------------------------------------------

@@ -68,7 +68,6 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
         (f"block_size = {2**53}", r"block_size must be below 2\*\*53"),
         ("seeds = [1, 1]", r"seeds must be a list of different whole numbers"),
         ("\nblock_size = (", r"config.py:2: not Python syntax"),
-        ("block_size = 3\x00", r"config.py.* not Python syntax"),
         (b"prompt = '\xff'", r"config.py.* not Python syntax: 'utf-8' codec can't decode"),
     ],
 )
@@ -80,7 +79,6 @@ def test_bad_config_lines_are_refused_with_their_place(load, config, message):
 def test_bad_arguments_are_refused(load):
     for argument, message in (
         ("--block_size", "no config file '--block_size', and a setting is --key=value"),
-        ("-block_size=3", "no config file '-block_size=3', and a setting is --key=value"),
         ("--block_size=many", "--block_size: block_size must be of type int, not str 'many'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -121,7 +119,6 @@ def test_finetune_refuses_bad_values():
     for argument, message in (
         ("--dropout=1.0", "dropout must be at least 0 and below 1"),
         ("--learning_rate=-1", "learning_rate must be above 0"),
-        ("--device=tpu", "device must be one of auto, cuda, mps, cpu"),
         ("--lr_schedule=linear", "lr_schedule must be one of constant, cosine"),
         ("--label_words=['\\ud800', 'bad']", "label_words must be a list of words"),
         ("--out_dir=", "out_dir must be a name"),

@@ -36,7 +36,7 @@ def test_ctrl_c_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unb
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "--init_from=resume goes on from out/last.pt" in errors and "Traceback" not in errors
+    assert "with the same settings, goes on from out/last.pt" in errors and "Traceback" not in errors
     assert len(read_log(workspace / "out" / "log.csv")) >= 16
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
     assert_same_run(workspace / "out", unbroken)
@@ -129,7 +129,7 @@ def test_seeds_runs_the_job_once_a_seed_and_resumes_as_a_whole(workspace):
     succeed(*PREPARE_SAMPLE, cwd=workspace)
     assert "was trained on other data than what data/sample holds now" in refuse(*words, cwd=workspace)
     assert "x was not prepared" in refuse(*words, "--out_dir=x", "--data_dir=x", cwd=workspace, run=command)
-    assert "seeds must be a list of different whole numbers" in refuse(*RUN, "--seeds=[1,1]", cwd=workspace)
+    assert "leave out --init_from=resume" in refuse(*words, "--init_from=resume", cwd=workspace)
 
 
 # -----------------------------------------------------------------------------

@@ -242,10 +242,13 @@ def number_labels(examples: Examples, classes: list[str], is_test: bool = False)
 
 
 def class_numbers(labels: list[str], *classes: list[str]) -> np.ndarray:
-    """Return the numbers of labels that are called so in any of the lists, else -1: int16 (rows,)."""
-    numbers = {_value(name): number for names in classes for number, name in enumerate(names)}
-    found = {label: numbers.get(_value(label.strip()), -1) for label in set(labels)}  # of each once: they are few
-    return np.array([found[label] for label in labels], np.int16)
+    """Return the numbers of labels in that list of classes which knows the most of them, else -1: int16 (rows,)."""
+    known = []
+    for names in classes:
+        numbers = {_value(name): number for number, name in enumerate(names)}
+        found = {label: numbers.get(_value(label.strip()), -1) for label in set(labels)}  # of each once: they are few
+        known.append(np.array([found[label] for label in labels], np.int16))
+    return max(known, key=lambda numbers: (numbers >= 0).sum())
 
 
 def _place(examples: Examples, label: str) -> str:

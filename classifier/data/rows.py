@@ -11,7 +11,7 @@ import re
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from itertools import chain, islice
@@ -55,8 +55,7 @@ class Table(NamedTuple):
         """
         if self.columns.count(name) > 1:
             raise UserError(f"{self.path}: more than one column {name!r}: rename one")
-        values = self.cells[self.columns.index(name)]
-        values = values if isinstance(values, list) else values.to_pylist()  # parquet's stay packed until here
+        values = _values(self.path, self.cells[self.columns.index(name)])
         return [self._text(row, name, value) for row, value in enumerate(values)]
 
     def _text(self, row: int, name: str, value: Any) -> str:
@@ -338,12 +337,21 @@ def _read_parquet(path: Path, content: bytes) -> Table:
     try:
         found = ParquetFile(pyarrow.BufferReader(content)).read(use_threads=False)  # some abort Python at its end
         found.validate(full=True)
-        for column in found.columns:
-            if pyarrow.types.is_temporal(column.type):
-                column.to_pylist()  # Python cannot have every time
     except Exception as error:  # whatever pyarrow says of damage
         raise _broken(path, "parquet file", error) from None
     return Table(path, found.column_names, found.columns, range(1, len(found) + 1), "row")
+
+
+def _values(path: Path, cells: Sequence[Any]) -> Sequence[Any]:
+    """Return a column's cells as Python has them; parquet's stay packed until here."""
+    if not hasattr(cells, "to_pylist"):
+        return cells
+    try:
+        with suppress(Exception):  # of times that Python cannot have: each has its own
+            return cells.to_pylist()
+        return cells.cast("string").to_pylist()
+    except Exception as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_folder(path: Path, encoding: str | None) -> Table:
@@ -352,15 +360,20 @@ def _read_folder(path: Path, encoding: str | None) -> Table:
         raise UserError(f"{path} is a folder, and in it there are no folders of .txt files, one folder a class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     texts = [_decoded(file, file.read_bytes(), encoding) for file in files]
-    others = sum(file.is_file() and not file.name.startswith(".") for file in path.rglob("*")) - len(files)
-    notes = (f"{path}: {others:,} other files, which are no .txt in a class's folder: passed over",) if others else ()
+    others = sum(len(visible_files(path, depth)) for depth in ("*", "*/*", "*/*/*")) - len(files)
+    notes = (f"{path}: passed over what is no .txt in a class's folder, {others:,} in number",) if others else ()
     cells = [names, texts, [file.parent.name for file in files]]
     return Table(path, ["id", "text", "label"], cells, names, "file", notes=notes)
 
 
 def texts_in(folder: Path) -> list[Path]:
     """Return the .txt files of a folder's folders."""
-    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt")
+    return sorted(path for path in visible_files(folder, "*/*") if path.suffix.lower() == ".txt")
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a pattern that are not hidden, as a Mac's ._ files are."""
+    return [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")]
 
 
 # -----------------------------------------------------------------------------
@@ -403,7 +416,7 @@ def write_table(path: Path, ending: str, table: Table, more: dict[str, Sequence[
     """
     packed = WRITE_PACKED.get(path.suffix.lower())
     names, cells = [*table.columns, *more], [*table.cells, *more.values()]
-    plain = (cell.to_pylist() if hasattr(cell, "to_pylist") else cell for cell in cells)  # parquet's are packed
+    plain = (_values(path, column) for column in cells)
     rows = ([None if cell is None or cell != cell else cell for cell in row] for row in zip(*plain, strict=True))
     with written_whole(path) as file:
         if ending == ".parquet":

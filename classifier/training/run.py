@@ -190,7 +190,7 @@ class Run:
         steps, last = f"stopped after {self.progress.step} steps", self.out / "last.pt"
         if not (self.progress.step and last.is_file()):  # before the first step, it is that of a run to be replaced
             return f"{steps}: no last.pt was written yet"
-        return f"{steps}: the same command with --init_from=resume goes on from {last}"
+        return f"{steps}: --init_from=resume, with the same settings, goes on from {last}"
 
     def halve_micro_batches_after(self, error: Exception, longest: int) -> None:
         """Have the same step taken again in smaller micro-batches, if memory ran out; say so.

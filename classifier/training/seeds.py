@@ -28,6 +28,8 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--seeds runs one job after the other, so not under torchrun: give each run its --seed")
+    if settings.init_from == "resume":
+        raise UserError("--seeds goes on where it was stopped by itself: leave out --init_from=resume")
     out = Path(settings.out_dir)
     results = {}
     for seed in settings.seeds:

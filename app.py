@@ -90,7 +90,7 @@ def answer_file(models: list[answers.Loaded], path: str | None) -> tuple[str | N
         table = read_table(Path(path))
         if len(table.lines) > MOST_ROWS:
             raise UserError(f"{len(table.lines):,} rows: here {MOST_ROWS:,} are answered, by evaluate.py --file any")
-        columns, reasons = choose_columns(table, {}, ["text"], (), models[0].saved["data"].get("text_columns", []))
+        columns, reasons = choose_columns(table, {}, ["text"], (), models[0].text_columns)
         name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
         out = Path(mkdtemp()) / f"answered-{name}"
         found = answer_table(models, table, columns["text"], out)

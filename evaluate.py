@@ -187,15 +187,14 @@ def answer_file(models: list[Loaded], arguments: Namespace) -> None:
     how, names = (arguments.no_header, arguments.quoting, arguments.encoding), models[0].label_names
     table = read_table(arguments.file, *how)
     named = {role: getattr(arguments, f"{role}_column") for role in ("text", "label")}
-    data = models[0].saved["data"]
-    columns, reasons = choose_columns(table, named, ["text"], ["label"], data.get("text_columns", []))
+    columns, reasons = choose_columns(table, named, ["text"], ["label"], models[0].text_columns)
     for line in (f"columns: {reasons}", *table.notes):
         errors.tell(line)
     found = report.answer_table(models, table, columns["text"], arguments.predictions)
     blank = int(found[:, 0].isnan().sum())
     print(f"wrote {arguments.predictions}, {len(found):,} rows" + f", {blank:,} of them without a text" * (blank > 0))
     labels = cells_of(table, columns.get("label", [])) or [""] * len(found)
-    is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names, data.get("labels", names))
+    is_answered, numbers = ~found[:, 0].isnan().numpy(), class_numbers(labels, names, models[0].file_labels)
     if unknown := sum(bool(label.strip()) for label in compress(labels, is_answered & (numbers < 0))):
         print(f"note: {unknown:,} rows have a label that is none of the classes, and are not compared")
     is_compared = is_answered & (numbers >= 0)

@@ -38,6 +38,16 @@ class Loaded(NamedTuple):
         return self.saved["data"]["label_names"]
 
     @property
+    def file_labels(self) -> list[str]:
+        """What the files that it was trained on call the classes; a checkpoint of before does not know."""
+        return self.saved["data"].get("labels", self.label_names)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Where these files have the texts; a checkpoint of before does not know."""
+        return self.saved["data"].get("text_columns", [])
+
+    @property
     def temperature(self) -> float:
         """What its logits are divided by."""
         return self.calibration.get("temperature", 1.0)

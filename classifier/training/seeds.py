@@ -24,7 +24,8 @@ def run_seeds(script: str, settings: SimpleNamespace) -> None:
     The same command again goes on where it was stopped: done runs are skipped, begun ones resumed.
 
     Raises:
-        UserError: a run failed; it has said why. Or one that is there had other settings or other data.
+        UserError: a run was killed, or one that is there had other settings or other data.
+        SystemExit: a run failed; it has said why.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--seeds runs one job after the other, so not under torchrun: give each run its --seed")

@@ -179,7 +179,7 @@ def prepared_folder(models: list[Loaded], data_dir: str | None, splits: Sequence
 
 def described(data: dict[str, Any]) -> str:
     """Return what a model has to know of its data: the task, the classes, and how the text was prepared."""
-    words = "prepared with" if data["detokenized"] else "prepared without"
+    words = "prepared with" if data.get("detokenized") else "prepared without"
     return f"{data['task']!r} ({', '.join(data['label_names'])}), {words} --detokenize"
 
 

@@ -99,7 +99,7 @@ HOPELESS = 20  # steps skipped in float16, from the first one on
 
 
 def learning_rate_at(step: int, all_steps: int) -> float:
-    """Return a step's learning rate, counted from 0: linear warm-up, then constant or half a cosine down to min_lr."""
+    """Return the rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to min_lr."""
     if step < warmup_steps:
         return learning_rate * (step + 1) / warmup_steps
     if lr_schedule == "constant":
@@ -133,12 +133,8 @@ def accumulate_gradient(
 ) -> Tensor:
     """Add the gradient of a step's mean loss, over as many micro-batches as it was cut into; return that loss.
 
-    Each of several processes computes its share; the gradients are summed in the last micro-batch.
-
-    Args:
-        net: a GPT for Texts or its head for Features, as distributed.parallel returns it.
-        weight_of_class: float64 (K,), what an example of each class counts in the mean; None: all count the same.
-        after_micro_batch: called with the number of its examples.
+    Each of several processes computes its share; the gradients are summed in the last micro-batch. weight_of_class,
+    float64 (K,), is what an example of each class counts in the mean. after_micro_batch gets its number of examples.
     """
     net.train()
     total_loss = torch.zeros((), device=step.micro_batches[0][1].device)
@@ -208,11 +204,7 @@ def is_better(new: dict[str, Any], best: dict[str, Any], steps_per_epoch: int) -
 
 
 def train(holding: ExitStack) -> None:
-    """Set up a run, new or resumed, and train, as the only process or as one of several.
-
-    Args:
-        holding: releases out_dir in the end.
-    """
+    """Set up a run, new or resumed, and train, as the only process or as one of several; `holding` frees out_dir."""
     out, last, best = Path(out_dir), Path(out_dir, "last.pt"), Path(out_dir, "best.pt")
     is_first = distributed.rank() == 0  # only the first process writes
     is_resumed = init_from == "resume"
@@ -325,13 +317,8 @@ def train(holding: ExitStack) -> None:
             how = "its cosine has ended, so begin a new run to train longer"
         tell(f"note: {last} is at step {first_step} of {last_step} already: {how}")
     batch = batch_of(first_step)
-    bar = tqdm(
-        total=examples_before(last_step),
-        initial=examples_before(first_step),
-        unit="ex",
-        dynamic_ncols=True,
-        disable=not (is_first and sys.stderr.isatty()),
-    )
+    whole, done, is_shown = examples_before(last_step), examples_before(first_step), is_first and sys.stderr.isatty()
+    bar = tqdm(total=whole, initial=done, unit="ex", dynamic_ncols=True, disable=not is_shown)
     evaluated, saved_step, saved_at, line_at = 0, first_step, time.monotonic(), 0.0
     started_at = saved_at - state.seconds
     with stop.listening(is_first):
@@ -356,8 +343,8 @@ def train(holding: ExitStack) -> None:
                     tqdm.write(record.describe(evaluation) + (", the best so far" if is_best else ""))
                     since_best = range(state.best["step"] + 1, state.step + 1)
                     if patience and sum(is_regular(step, steps_per_epoch) for step in since_best) >= patience:
-                        tqdm.write(f"patience={patience}: no better evaluation for so long, so the run ends")
-                        tqdm.write("(resumed with a larger patience, it would continue)")
+                        how = "a larger patience lets it continue when it is resumed"
+                        tqdm.write(f"patience={patience}: no better evaluation for so long, so the run ends; {how}")
                         is_end = True
 
                 # checkpoints: last.pt for every best, at the end, and now and then; then best.pt
@@ -414,7 +401,7 @@ def train(holding: ExitStack) -> None:
                 bar.n = examples_before(state.step)
                 bar.set_description(f"epoch {(state.step - 1) // steps_per_epoch + 1}/{epochs}", refresh=False)
                 bar.set_postfix(loss=f"{loss:.3f}")
-                if bar.disable and now > line_at + SECONDS_BETWEEN_LINES:
+                if not is_shown and now > line_at + SECONDS_BETWEEN_LINES:
                     line_at = now
                     left = timedelta(seconds=round(state.seconds / state.step * (last_step - state.step)))
                     line = f"step {state.step}/{last_step}: loss {loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s"
@@ -440,19 +427,15 @@ def train(holding: ExitStack) -> None:
                 raise
             if log and (stop.requested or is_lost):
                 save(last)
-            how = "no last.pt was written yet"
-            if log and last.is_file():
-                how = f"to resume from {last}, repeat the command with --init_from=resume"
-            how = f"stopped after {state.step} {'step' if state.step == 1 else 'steps'}: {how}"
-            if stop.requested or is_lost:
-                with suppress(OSError):  # a closed terminal cannot be written to; it sends SIGHUP and raises an OSError
-                    print(how, file=sys.stderr)
-            if stop.requested:
-                sys.exit(128 + stop.requested)
+            how = record.how_to_resume(state.step, last, log)
+            if not stop.requested and not is_lost:
+                reason = errors.explain(error) if isinstance(error, OSError) else error
+                raise UserError(f"{reason}; {how}") from None
+            with suppress(OSError):  # of a closed terminal, which sends SIGHUP and cannot be written to
+                print(how, file=sys.stderr)
             if is_lost:
                 raise
-            reason = errors.explain(error) if isinstance(error, OSError) else error
-            raise UserError(f"{reason}; {how}") from None
+            sys.exit(128 + stop.requested)
 
 
 def main() -> None:

@@ -59,18 +59,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain(error: OSError) -> str:
-    """Return the system's message, the file if there is one, and the place in this repository's code."""
+    """Return the system's message, the file if there is one, and the place in the code, but not in a library's."""
     message = error.strerror or str(error)
     if error.filename:
         message = f"{error.filename}: {message}"
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if is_ours(frame.filename)]
-    return f"{message} ({Path(ours[-1].filename).name}, line {ours[-1].lineno})" if ours else message
-
-
-def is_ours(path: str) -> bool:
-    """Return whether a source file is in this repository, and in none of the packages that may be installed there."""
-    repository = Path(__file__).resolve().parents[1]
-    return Path(path).resolve().is_relative_to(repository) and "site-packages" not in path
+    libraries = (sys.prefix, sys.base_prefix, "<")  # Python's own and what is installed
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(libraries):
+            return f"{message} ({Path(frame.filename).name}, line {frame.lineno})"
+    return message
 
 
 def how_to_install(package: str) -> str:

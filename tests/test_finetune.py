@@ -478,6 +478,14 @@ def test_a_bare_name_has_the_settings_value_everywhere_in_finetune(workspace):
     words = [sys.executable, "mine.py", *RUN[1:], "--grad_clip=0.25", "--max_steps=1", "--device=cpu", "--seed=3"]
     done = subprocess.run(words, cwd=workspace, capture_output=True, text=True)
     assert "\nbare 0.25 0.25 float32 cpu 3 scratch\n" in done.stdout, done.stderr
+    # a mistake in code of one's own is found: the line ends with its place
+    mistake = "            (Path(out_dir) / 'mine.txt').read_text()\n"
+    (workspace / "mine.py").write_text(source.replace(line, mistake + line))
+    done = subprocess.run([*words, "--overwrite=True"], cwd=workspace, capture_output=True, text=True)
+    number = 1 + source[: source.index(line)].count("\n")
+    assert (
+        f"error: out/mine.txt: No such file or directory (mine.py, line {number}); stopped after 0 steps" in done.stderr
+    )
     # no function makes one of these names its own
     names = vars(read_settings(str(REPO / "finetune.py"), [])).keys()
     for function in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)):

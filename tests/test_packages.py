@@ -1,4 +1,4 @@
-"""The package: a module imports from its own subpackage and those above it, and a subpackage has at most eight modules."""
+"""The package: a module imports from its own subpackage and those above it; a subpackage has up to eight modules."""
 
 import ast
 

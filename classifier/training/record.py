@@ -45,7 +45,7 @@ def open_log(out: Path, facts: dict[str, Any], step: int) -> IO[str]:
     if step and path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
         rows = [line.split(",") for line in text.split("\n")[1:-1]]  # a killed run may have left half a line
-        rows = [row for row in rows if row[0].isdecimal() and len(row) in (9, 10)]
+        rows = [row for row in rows if row[0].isdecimal() and len(row[0]) < 16 and len(row) in (9, 10)]
         rows = [row for row in rows if int(row[0]) < step or (int(row[0]) == step and row[2] == "train")]
         rows = [row + [""] * (len(COLUMNS) - len(row)) for row in rows]  # older logs have no macro_f1
     with written_whole(path, "w") as f:
@@ -83,6 +83,14 @@ def describe(evaluation: dict[str, Any]) -> str:
     if "macro_f1" in evaluation:
         line += f", macro-F1 {evaluation['macro_f1']:.3f}"
     return line
+
+
+def how_to_resume(step: int, last: Path, log: IO[str] | None) -> str:
+    """Return how to resume a run that has stopped; before the first step, last.pt is that of a run to be replaced."""
+    stopped = "stopped after 1 step" if step == 1 else f"stopped after {step} steps"
+    if log is None or not last.is_file():
+        return f"{stopped}: no last.pt was written yet"
+    return f"{stopped}: to resume from {last}, repeat the command with --init_from=resume"
 
 
 def draw(out: Path, best_step: int, reference_accuracy: float) -> None:

@@ -14,7 +14,10 @@ from classifier.data.rows import Table, counted, listed, read_table
 from classifier.errors import UserError, tell
 
 USUAL_NAMES = {  # in lower case; the second list counts where no column has a name of the first
-    "text": ("text sentence review content comment".split(), "body message tweet headline v2 description phrase".split()),
+    "text": (
+        "text sentence review content comment".split(),
+        "body message tweet headline v2 description phrase".split(),
+    ),
     "label": (
         "label sentiment category class target".split(),
         "stars rating airline_sentiment v1 topic intent queue".split(),
@@ -282,7 +285,8 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
         group_of_row = _connected(sentence_of_row, train.groups)
         in_dev = _choose_groups(labels, group_of_row, share, seed)[group_of_row]
         if not in_dev.any():
-            raise UserError(f"every group is too large for a share of {share} as dev: {hint}")
+            problem = "each is too large or has all rows of a class"
+            raise UserError(f"no group can be dev for a share of {share}: {problem}: {hint}")
         return in_dev
     counts = np.bincount(labels[first], minlength=len(names))  # of sentences, by their first label
     if counts.min() < 2:

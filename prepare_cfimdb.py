@@ -19,13 +19,12 @@ FILES = {  # split: (file name, sha256)
 COLUMNS = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}
 LABELS = {"0": "negative", "1": "positive"}
 FOLDER = Path("data/cfimdb")
-BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the printed table uses it
 
 
 def main() -> None:
     options = course_parser(__doc__).parse_args()
     files = find_files(FILES, options.source, FOLDER, URL)
-    prepare_course(FOLDER.name, files, COLUMNS, LABELS, BLOCK_SIZE, FOLDER)
+    prepare_course(FOLDER.name, files, COLUMNS, LABELS, FOLDER)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,11 @@ from classifier.data.rows import counted, read_table
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
-LONGEST = 1024  # GPT-2's
 UNBALANCED = """
 # the largest class is more than five times the smallest: each class gets the same weight
 class_weights = "balanced"
 best_by = "macro_f1"
 """
-TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings
 
 
 def main() -> None:
@@ -59,11 +57,17 @@ def main() -> None:
     if few := [name for name, count in zip(names, counts, strict=True) if count < 5]:
         tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: too few to measure")
     as_read = {"labels": labels, "text_columns": text_columns}
-    prepare(options.name, splits, files, names, as_read, LONGEST, folder)
-    print_classes(names)
-    print_repeats(splits)
+    prepare(options.name, splits, files, names, as_read, folder)
+    print_report(splits, names)
     lengths = np.diff(load_split(folder, "train").offsets)
-    write_config(config, options, np.bincount(splits["train"].labels), lengths)
+    if config.exists() and not options.overwrite:
+        tell(f"kept {config}, which may have your changes (--overwrite replaces it)")
+    else:
+        config.parent.mkdir(exist_ok=True)
+        with written_whole(config, "w") as f:
+            f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
+        share = (lengths > suggest_block_size(lengths)).mean()
+        print(f"wrote {config}: block_size {suggest_block_size(lengths)} truncates {share:.2%} of the texts")
     print(f"next: python finetune.py {config}")
 
 
@@ -139,18 +143,12 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
 # the report, and suggested settings
 
 
-def print_classes(names: list[str]) -> None:
-    """Print the first 20 classes with their numbers, unless the names are these numbers."""
-    if names == [str(number) for number in range(len(names))]:
-        return
-    shown = [f"{number} {name}" for number, name in enumerate(names[:20])]
-    if len(names) > 20:
-        shown.append("...")
-    print(textwrap.fill(f"labels: {', '.join(shown)}", 80, subsequent_indent="  "))  # unlike tell, keeps joiners
-
-
-def print_repeats(splits: dict[str, own.Examples]) -> None:
-    """Print how many sentences are repeated within a split, have several labels, or are in two splits."""
+def print_report(splits: dict[str, own.Examples], names: list[str]) -> None:
+    """Print the first 20 classes, and how many sentences are repeated in a split, conflicting or in two splits."""
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
+    more = ", ..." if len(names) > 20 else ""
+    if names != [str(number) for number in range(len(names))]:
+        print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))  # tell would escape joiners
     hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
     for split, examples in splits.items():
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
@@ -162,25 +160,10 @@ def print_repeats(splits: dict[str, own.Examples]) -> None:
             tell(f"note: results on {other} will be too good, since many of its texts are in train, too")
 
 
-def write_config(path: Path, options: Namespace, counts: np.ndarray, lengths: np.ndarray) -> None:
-    """Write the config file, unless there is one and --overwrite is not given."""
-    if path.exists() and not options.overwrite:
-        tell(f"kept {path}, which may have your changes (--overwrite replaces it)")
-        return
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    with written_whole(path, "w") as f:
-        f.write(config_text(options.name, counts, lengths))
-    block_size = suggest_block_size(lengths)
-    print(f"wrote {path}: block_size {block_size} truncates {(lengths > block_size).mean():.2%} of the texts")
-
-
 def suggest_block_size(lengths: np.ndarray) -> int:
     """Return the smallest multiple of 32 that at least 99% of the lengths do not exceed, at most GPT-2's 1,024."""
     p99 = np.percentile(lengths, 99, method="inverted_cdf")
-    return min(32 * math.ceil(p99 / 32), LONGEST)
+    return min(32 * math.ceil(p99 / 32), 1024)
 
 
 def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
@@ -188,7 +171,7 @@ def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
     unbalanced = UNBALANCED if counts.max() > 5 * counts.min() else ""
     examples, block_size = len(lengths), suggest_block_size(lengths)
     step_size = 32 if examples <= 50_000 else 64 if examples <= 500_000 else 128
-    batch_size = min(step_size, 1 << int(math.log2(TOKENS_AT_ONCE // block_size)))  # a power of two
+    batch_size = min(step_size, 2 ** int(math.log2(4096 / block_size)))  # about 4,096 tokens at once
     epochs = 10 if examples < 2_000 else 4 if examples <= 50_000 else 2
     steps_per_epoch = math.ceil(examples / step_size)
     return f"""\

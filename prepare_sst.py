@@ -21,10 +21,9 @@ FILES = {  # split: (file name, sha256)
 }
 TREES_URL = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
 TREES = {"trees": ("trees/train.txt", "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7")}
-COLUMNS = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}
+COLUMNS = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}  # several of text are joined by line ends
 LABELS = {"0": "very negative", "1": "negative", "2": "neutral", "3": "positive", "4": "very positive"}
 FOLDER = Path("data/sst")
-BLOCK_SIZE = 64  # as in config/finetune_sst.py; only the printed table uses it
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     files = find_files(FILES, options.source, FOLDER, URL)
     if options.phrases:
         folder, tree_file = Path(f"{FOLDER}-phrases"), find_files(TREES, options.source, FOLDER, TREES_URL)["trees"]
-    prepare_course(FOLDER.name, files, COLUMNS, LABELS, BLOCK_SIZE, folder, tree_file)
+    prepare_course(FOLDER.name, files, COLUMNS, LABELS, folder, tree_file)
 
 
 if __name__ == "__main__":

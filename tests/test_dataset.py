@@ -52,7 +52,7 @@ def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, lo
 
 def prepare_tsv(files, names, folder) -> None:
     labels = {str(number): name for number, name in enumerate(names)}
-    prepare_course("x", files, COURSE_COLUMNS, labels, 16, folder)
+    prepare_course("x", files, COURSE_COLUMNS, labels, folder)
 
 
 SENTENCES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
@@ -105,7 +105,6 @@ TREES_URL, TREES = "", {}
 COLUMNS = {"text": ["Subject", "body"], "label": ["team"]}
 LABELS = {"hw": "hardware", "sw": "software"}
 FOLDER = Path("data/mail")
-BLOCK_SIZE = 32
 """
 
 

@@ -210,7 +210,7 @@ def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list
     path, number = examples.places[0].rpartition(", ")[0], len(labels)
     if not 2 <= number <= MAX_CLASSES:
         problem = f"every label is {labels[0]!r}" if number == 1 else f"{number:,} different labels"
-        limits = f"there must be 2 to {MAX_CLASSES:,}"
+        limits = f"there must be 2 to {MAX_CLASSES:,} classes"
         raise UserError(f"{path}: {problem}, but {limits}: choose another column with --label_column")
     if not wanted or spelled.keys() == {_label_value(name) for name in wanted}:
         return wanted or labels, wanted or labels

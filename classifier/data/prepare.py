@@ -30,7 +30,6 @@ def prepare(
     files: dict[str, list[Path]],
     label_names: list[str],
     as_read: dict[str, list[str]],
-    block_size: int,
     folder: Path,
 ) -> None:
     """Tokenize a task's examples into folder and print a table of them.
@@ -43,7 +42,6 @@ def prepare(
         files: split -> its sources.
         label_names: in the order of the class numbers.
         as_read: "labels" and "text_columns" of the sources, to read more files of the same kind.
-        block_size: the table shows the share of longer examples.
     """
     meta = {"format_version": FORMAT_VERSION, "task": task, "label_names": label_names, "tokenizer": TOKENIZER}
     meta |= {**as_read, "splits": {}}
@@ -52,11 +50,11 @@ def prepare(
         with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
             staging = Path(temporary)
             heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
-            print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}{f'>{block_size}':>7}  labels")
+            print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}  labels")
             for split, examples in splits.items():
                 lengths = _write_split(staging, split, examples)
                 part = _describe_split(staging, split, examples, lengths, files[split], len(label_names))
-                _print_row(split, part, (lengths > block_size).mean())
+                _print_row(split, part)
                 meta["splits"][split] = part
             meta["sha256"] = meta_sha256(meta)
             text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
@@ -78,7 +76,6 @@ def prepare_course(
     files: dict[str, Path],
     columns: Columns,
     labels: dict[str, str],
-    block_size: int,
     folder: Path,
     tree_file: Path | None = None,
 ) -> None:
@@ -95,7 +92,7 @@ def prepare_course(
         splits["train"] = with_phrases(splits, tree_file)
         sources["train"].append(tree_file)
     as_read = {"labels": list(labels), "text_columns": columns["text"]}
-    prepare(task, splits, sources, list(labels.values()), as_read, block_size, folder)
+    prepare(task, splits, sources, list(labels.values()), as_read, folder)
 
 
 def course_parser(description: str) -> argparse.ArgumentParser:
@@ -145,10 +142,10 @@ def _describe_split(
     }
 
 
-def _print_row(split: str, part: dict[str, Any], share_longer: float) -> None:
+def _print_row(split: str, part: dict[str, Any]) -> None:
     lengths = "".join(f" {length:>4}" for length in part["length_percentiles"].values())
     counts = part["label_counts"]
     labels = " ".join(map(str, counts)) if counts else "none"
-    if len(labels) > 25:  # the table is 80 columns wide
+    if len(labels) > 32:  # the table is 80 columns wide
         labels = f"{len(counts)} classes, {min(counts)}-{max(counts)}"
-    print(f"{split:<6}{part['examples']:>9,}{part['tokens']:>11,}{lengths}{share_longer:>7.2%}  {labels}")
+    print(f"{split:<6}{part['examples']:>9,}{part['tokens']:>11,}{lengths}  {labels}")

@@ -174,6 +174,9 @@ def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
     batch_size = min(step_size, 2 ** int(math.log2(4096 / block_size)))  # about 4,096 tokens at once
     epochs = 10 if examples < 2_000 else 4 if examples <= 50_000 else 2
     steps_per_epoch = math.ceil(examples / step_size)
+    scratch = "--init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1"
+    if examples < 2_000:
+        scratch += " --batch_size=8"  # a new model learns little in fewer than 50 steps
     return f"""\
 # GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {counted(steps_per_epoch, "step")} per epoch
 # block_size truncates {(lengths > block_size).mean():.2%} of the texts to their last tokens
@@ -181,7 +184,7 @@ data_dir = "data/{name}"
 out_dir = "out-{name}"
 init_from = "gpt2"
 # a small model that needs no weights:
-# python finetune.py config/finetune_{name}.py --init_from=scratch --learning_rate=1e-3
+# python finetune.py config/finetune_{name}.py {scratch}
 
 block_size = {block_size}
 batch_size = {batch_size}

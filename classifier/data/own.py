@@ -13,14 +13,14 @@ import numpy as np
 from classifier.data.rows import Table, counted, listed, read_table
 from classifier.errors import UserError, tell
 
-USUAL_NAMES = {  # in lower case; the second list counts where no column has a name of the first
+USUAL_NAMES = {  # in lower case; the second tuple counts where no column has a name of the first
     "text": (
-        "text sentence review content comment".split(),
-        "body message tweet headline v2 description phrase".split(),
+        ("text", "sentence", "review", "content", "comment"),
+        ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
     ),
     "label": (
-        "label sentiment category class target".split(),
-        "stars rating airline_sentiment v1 topic intent queue".split(),
+        ("label", "sentiment", "category", "class", "target"),
+        ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
     ),
 }
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
@@ -276,11 +276,8 @@ def hash_sentences(texts: list[str]) -> np.ndarray:
 
 def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np.ndarray:
     """Choose dev's rows, the same share of each class; rows of a sentence or a group stay together: (rows,) bool."""
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
-    labels = train.labels
+    labels, hint = train.labels, "add texts, change --dev_share, or pass a file with --dev"
     _, first, sentence_of_row = np.unique(hash_sentences(train.texts), return_index=True, return_inverse=True)
-    hint = "add texts, change --dev_share, or pass a file with --dev"
     if train.groups:
         group_of_row = _connected(sentence_of_row, train.groups)
         in_dev = _choose_groups(labels, group_of_row, share, seed)[group_of_row]
@@ -288,6 +285,8 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
             problem = "each is too large or has all rows of a class"
             raise UserError(f"no group can be dev for a share of {share}: {problem}: {hint}")
         return in_dev
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     counts = np.bincount(labels[first], minlength=len(names))  # of sentences, by their first label
     if counts.min() < 2:
         raise UserError(f"the class {names[counts.argmin()]!r} has fewer than two different texts: {hint}")
@@ -316,12 +315,12 @@ def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
 def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Choose groups such that dev's rows, all and of each class, come as close to the share as can be: (groups,) bool.
 
-    Looks at the groups in random order, and moves each into dev, or back, if that lowers the sum of the squared
-    differences and leaves train a row of each class. Takes the best of several orders.
+    Goes through the groups in random order, three times, and moves each into dev or back if that lowers the sum of the
+    squared differences and train keeps a row of each class. Takes the best of ten orders.
     """
     from scipy.sparse import coo_array
 
-    columns = np.append(labels, np.full(len(labels), labels.max() + 1))  # a class's, and one for all rows
+    columns = np.append(labels, np.full(len(labels), int(labels.max()) + 1))  # a class's, and one for all rows
     counts = coo_array((np.ones(len(columns)), (np.tile(group_of_row, 2), columns))).tocsr()  # (groups, K + 1)
     everything, random = counts.sum(axis=0), np.random.default_rng(seed)
     wanted, least, best = (1 - share) * everything, math.inf, None

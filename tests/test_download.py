@@ -92,10 +92,10 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path):
     for name, sha256, url, message in (
         ("missing.csv", SHA256, server.url, "cannot download .*missing.csv .Not Found.: get missing.csv by other"),
         ("cut.csv", SHA256, server.url, "cut.csv"),
-        ("other.csv", "0" * 64, server.url, "sha256 is wrong"),
-        ("a.csv", SHA256, "http://127.0.0.1:9/", "cannot download .*get a.csv .* or name their folder with --source"),
-        ("trees/a.txt", SHA256, server.url + "cut.zip", "sha256 is wrong"),
-        ("trees/b.txt", SHA256, server.url + "all.zip", "sha256 is wrong"),
+        ("other.csv", "0" * 64, server.url, "wrong sha256"),
+        ("a.csv", SHA256, "http://127.0.0.1:9/", "cannot download .*get a.csv .* or pass their folder with --source"),
+        ("trees/a.txt", SHA256, server.url + "cut.zip", "wrong sha256"),
+        ("trees/b.txt", SHA256, server.url + "all.zip", "wrong sha256"),
     ):
         with pytest.raises(UserError, match=message):
             find_files({"train": (name, sha256)}, None, tmp_path / "data", url)

@@ -173,7 +173,12 @@ def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[
     if is_optional and _plain(names[0]) not in map(_plain, table.columns):
         return [""] * len(table.lines)
     first, *more = (table.column(_match(table, name)) for name in names)
-    return ["\n".join(filter(str.strip, row)) for row in zip(first, *more, strict=True)] if more else first
+    return [row_text(row) for row in zip(first, *more, strict=True)] if more else first
+
+
+def row_text(cells: Sequence[str]) -> str:
+    """Return the text of a row: the cells that are not blank, joined by line ends."""
+    return "\n".join(cell for cell in cells if cell.strip())
 
 
 def read_course_file(path: Path, labels: list[str], is_test: bool = False) -> Examples:

@@ -63,7 +63,10 @@ def test_every_row_and_column_is_kept_and_has_its_answer(place):
     assert empty == [[""] * 5] * 2
     # three of the rows have a text and a label: 3, 1.0 and 2
     right = (found.argmax(1)[:3] == [2, 0, 1]).mean()
-    assert f"new.csv accuracy: {right:.3f} (95% Wilson" in printed and "wrote out.csv, 6 rows, 2 of them without a text" in printed
+    assert (
+        f"new.csv accuracy: {right:.3f} (95% Wilson" in printed
+        and "wrote out.csv, 6 rows, 2 of them without a text" in printed
+    )
     assert "out.csv exists already" in refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
 
 
@@ -72,7 +75,9 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     save(place / "best.pt", random_model(3), data | {"leading_space": False})
     printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     assert "\ncolumns: texts in 'key' + 'text' (as in training), labels in 'label' (by its" in printed
-    whole = log_probabilities([Classifier.load(place / "best.pt", "cpu", "float32")], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]).argmax(1)
+    whole = log_probabilities(
+        [Classifier.load(place / "best.pt", "cpu", "float32")], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]
+    ).argmax(1)
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
@@ -171,7 +176,9 @@ def test_the_page_answers_an_uploaded_file(place):
     loaded = [Classifier.load(place / "best.pt", "cpu", "float32")]
     path, said = app.answer_file(loaded, str(place / "new.csv"))
     succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
-    assert answered(path) == answered(place / "out.csv") and said.startswith("6 rows, 2 of them without a text; texts in 'text'")
+    assert answered(path) == answered(place / "out.csv") and said.startswith(
+        "6 rows, 2 of them without a text; texts in 'text'"
+    )
     (place / "many.csv").write_text("text\n" + "fine\n" * 10_001)
     assert app.answer_file(loaded, str(place / "many.csv")) == (
         None,

@@ -39,7 +39,7 @@ class Classifier:
     classifier = Classifier.load("out/best.pt")
     labels, probabilities = classifier(["A lovely film.", "A dull mess."])
     for label, row in zip(labels, probabilities):
-        print(label, dict(zip(classifier.label_names, row)))
+        print(label, row.max())
     """
 
     path: str

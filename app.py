@@ -102,7 +102,7 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
     except (UserError, OSError, ModuleNotFoundError) as error:
         return None, errors.printable(f"No answers: {error}")
     blank = int(found[:, 0].isnan().sum())
-    facts = [f"{len(found):,} rows, {blank:,} of them without a text", reasons, *table.notes]
+    facts = [f"rows: {len(found):,}, without a text: {blank:,}", reasons, *table.notes]
     return str(out), errors.printable("; ".join(facts))
 
 

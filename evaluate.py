@@ -15,9 +15,9 @@ python evaluate.py --ckpt out/best.pt --file new.csv --predictions answered.csv
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,13 @@ from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 
 SUBMISSION_SPLITS = ["dev", "test"]
-MACHINE = ["device", "dtype"]
-# --info, --text, --file or --calibrate says what to do, otherwise --split; these options go with each
+# what a call does: one of the first four, or else a report on --split; and the options that go with it
 GOES_WITH = {
     "info": [],
-    "text": ["explain", *MACHINE],
-    "file": ["predictions", "overwrite", "text_column", "label_column", "no_header", "quoting", "encoding", *MACHINE],
-    "calibrate": ["data_dir", "overwrite", *MACHINE],
-    "split": ["data_dir", "compare", "errors", "plots", "predictions", "submission", "overwrite", *MACHINE],
+    "text": ["explain"],
+    "file": ["predictions", "overwrite", "text_column", "label_column", "no_header", "quoting", "encoding"],
+    "calibrate": ["data_dir", "overwrite"],
+    "split": ["data_dir", "overwrite", "predictions", "plots", "submission", "compare", "errors"],
 }
 
 
@@ -81,11 +80,7 @@ def main() -> None:
 
 
 def check_outputs(arguments: Namespace, classifiers: list[Classifier]) -> None:
-    """Make the folders of all files to be written.
-
-    Raises:
-        UserError: one of the files exists, and --overwrite was not given.
-    """
+    """Make the folders of all files to be written; raise a UserError for a file that exists without --overwrite."""
     files = [path for path in (arguments.predictions, arguments.calibrate) if path]
     if arguments.plots:
         from classifier.answers.plots import OF_A_SPLIT  # here: importing matplotlib takes a second
@@ -125,10 +120,7 @@ def report_on_split(
         for name, draw in OF_A_SPLIT.items():
             draw(arguments.plots / name, logits, split, label_names)
             print(f"wrote {arguments.plots / name}")
-    if split.labels is None:
-        report.print_counts(logits, label_names)
-    else:
-        report.print_report(logits, split.labels, label_names, split.name)
+    report.print_report(logits, split.labels, label_names, split.name)
     if arguments.compare:
         report.print_comparison(logits, predict_all(others, split), split, " + ".join(arguments.compare))
     if arguments.errors:
@@ -141,11 +133,7 @@ def submission_paths(folder: Path, classifiers: list[Classifier]) -> list[Path]:
 
 
 def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split) -> None:
-    """Fit a temperature on the dev split, and write the checkpoint again with its head divided by the temperature.
-
-    Raises:
-        UserError: cross-validated, the loss is higher than before.
-    """
+    """Fit a temperature on the dev split, and write the checkpoint again with its head divided by the temperature."""
     found = calibrate(predict_all([classifier], dev), dev.labels)
     report.print_calibration(found)
     before, after = found["before"]["loss"], found["cross_validated"]["loss"]
@@ -157,10 +145,10 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
     with torch.no_grad():
         classifier.model.head.weight /= found["temperature"]
         classifier.model.head.bias /= found["temperature"]
-    of_the_model = ("format", "format_version", "config", "model")
-    others = {name: part for name, part in classifier.saved.items() if name not in of_the_model}
-    others["run"] = others["run"] | {"calibration": found | {"folder": folder}}
-    checkpoint.save(path, classifier.model, **others)
+    written_anew = ("format", "format_version", "config", "model")
+    parts = {name: part for name, part in classifier.saved.items() if name not in written_anew}
+    parts["run"] = parts["run"] | {"calibration": found | {"folder": folder}}
+    checkpoint.save(path, classifier.model, **parts)
     print(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
 
 
@@ -169,51 +157,39 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
 
 
 def classify_texts(classifiers: list[Classifier], words: list[str], is_explained: bool) -> None:
-    """Print a table of answers to one text, a word for each text column, or to each line of standard input ("-").
-
-    Raises:
-        UserError: the words do not fit the columns; or, after all other lines are answered, a line is not valid UTF-8.
-    """
-    names, answer = classifiers[0].label_names, partial(log_probabilities, classifiers)
-    blank, unreadable = [], []
+    """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
+    first, answer = classifiers[0], partial(log_probabilities, classifiers)
     if words != ["-"]:
-        texts = iter([classifiers[0].join_columns(words)])
-    elif len(classifiers[0].text_columns) > 1:
-        columns = ", ".join(classifiers[0].text_columns)
-        raise UserError(
-            f"{classifiers[0].path} was trained on the columns {columns}: --text - cannot give them, --file can"
-        )
+        batches = [[first.join_columns(words)]]
+    elif len(first.text_columns) > 1:
+        columns = ", ".join(first.text_columns)
+        raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
+    elif sys.stdin.isatty():  # a person who types waits for an answer to each line
+        batches = (decode_lines([line]) for line in sys.stdin.buffer)
     else:
-        texts = read_lines(sys.stdin.buffer, blank, unreadable)
-    print(report.answer_header(names))
-    # a person who types waits for an answer after each line, a file is to be read fast
-    at_once = 1 if sys.stdin.isatty() or is_explained else 256
-    while chunk := list(islice(texts, at_once)):
-        explanation = explain(chunk[0], answer) if is_explained else None
-        found = explanation.log_probabilities[None] if explanation else answer(chunk)
-        for text, probabilities in zip(chunk, found.exp().numpy(), strict=True):
-            print(report.answer_row(text, probabilities, names), flush=True)
-        if explanation:
-            report.print_explanation(explanation, names)
-    if blank:
-        print(f"note: {listed('blank line', blank)} left out", file=sys.stderr)
-    if unreadable:
-        where = listed("line", unreadable)
-        raise UserError(f"{where}: not valid UTF-8, so not answered (all others are): save the input as UTF-8")
+        batches = [decode_lines(sys.stdin.buffer)]
+    print(report.answer_header(first.label_names))
+    for texts in batches:
+        for text, probabilities in zip(texts, answer(texts).exp().numpy(), strict=True):
+            print(report.answer_row(text, probabilities, first.label_names), flush=True)
+            if is_explained:
+                report.print_explanation(explain(text, answer), first.label_names)
 
 
-def read_lines(lines: Iterable[bytes], blank: list[int], unreadable: list[int]) -> Iterator[str]:
-    """Yield lines as text; append the numbers of lines that are blank, or not UTF-8, to the lists."""
+def decode_lines(lines: Iterable[bytes]) -> list[str]:
+    """Return lines as text, without those that are blank, which a note counts."""
+    texts, unreadable = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            text = line.decode("utf-8").strip("\r\n\ufeff")
+            texts.append(line.decode("utf-8").strip("\r\n\ufeff"))
         except UnicodeDecodeError:
             unreadable.append(number)
-            continue
-        if text.strip():
-            yield text
-        else:
-            blank.append(number)
+    if unreadable:
+        raise UserError(f"standard input is not valid UTF-8 in {listed('line', unreadable)}: save it as UTF-8")
+    found = [text for text in texts if text.strip()]
+    if blank := len(texts) - len(found):
+        print(f"note: {blank:,} blank {'line' if blank == 1 else 'lines'} left out", file=sys.stderr)
+    return found
 
 
 def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
@@ -226,19 +202,19 @@ def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
         errors.tell(line)
     found = report.answer_table(classifiers, table, columns["text"], arguments.predictions)
     is_answered = ~found[:, 0].isnan().numpy()
-    print(f"wrote {arguments.predictions}, {len(found):,} rows, {(~is_answered).sum():,} of them without a text")
+    print(f"wrote {arguments.predictions} (rows: {len(found):,}, without a text: {(~is_answered).sum():,})")
     labels = cells_of(table, columns["label"]) if "label" in columns else [""] * len(found)
     numbers = class_numbers(labels, first.label_names, first.file_labels)
     is_labelled = np.array([bool(label.strip()) for label in labels])
     if unknown := list(compress(table.lines, is_answered & is_labelled & (numbers < 0))):
-        places = listed(table.unit, unknown)
-        errors.tell(f"note: {len(unknown):,} of them not compared: their labels are none of the classes ({places})")
+        rows = f"{len(unknown):,} of {len(found):,} rows ({listed(table.unit, unknown)})"
+        errors.tell(f"note: not compared, since their labels are none of the classes: {rows}")
     is_compared = is_answered & (numbers >= 0)
-    if not is_compared.any():
-        report.print_counts(found[is_answered], first.label_names)
-        return
-    print(f"{is_compared.sum():,} of them with a label to compare with")
-    report.print_report(found[is_compared], numbers[is_compared], first.label_names, arguments.file.name)
+    if is_compared.any():
+        print(f"labels to compare with: {is_compared.sum():,} of {len(found):,} rows")
+        report.print_report(found[is_compared], numbers[is_compared], first.label_names, arguments.file.name)
+    else:
+        report.print_report(found[is_answered], None, first.label_names, arguments.file.name)
 
 
 # -----------------------------------------------------------------------------
@@ -258,9 +234,7 @@ def parse_arguments() -> Namespace:
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", metavar="FILE", type=Path, help="fit a temperature on dev; write a calibrated checkpoint")
     add("--overwrite", action="store_true", help="let output files be replaced")
-    add(
-        "--file", metavar="FILE", type=Path, help="write a file again, as --predictions, with a prediction for each row"
-    )
+    add("--file", metavar="FILE", type=Path, help="classify every row of a file, and write it as --predictions")
     column = {"metavar": "COLUMN", "default": []}
     add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name)")
     add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
@@ -273,28 +247,27 @@ def parse_arguments() -> Namespace:
     add("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="default: %(default)s")
     arguments = parser.parse_args()
-    check_combination(arguments, parser)
+    refuse_what_is_ignored(arguments, parser)
     if arguments.errors is not None and arguments.errors < 1:
         raise UserError(f"--errors must be 1 or more, not {arguments.errors}")
-    if arguments.calibrate and (
-        len(arguments.ckpt) > 1 or arguments.calibrate.resolve() == Path(arguments.ckpt[0]).resolve()
-    ):
-        raise UserError("--calibrate takes one --ckpt, and names another file for the calibrated checkpoint")
+    if arguments.calibrate and arguments.ckpt[1:]:
+        raise UserError("--calibrate takes one --ckpt: run it for each")
     if arguments.file and not arguments.predictions:
         raise UserError("--file needs --predictions FILE, the file to write")
-    if arguments.file and arguments.file.resolve() == arguments.predictions.resolve():
-        raise UserError("--predictions is the same file as --file: name another")
+    outputs = {path.resolve() for path in (arguments.calibrate, arguments.predictions) if path}
+    if outputs & {Path(path).resolve() for path in (*arguments.ckpt, arguments.file) if path}:
+        raise UserError("--predictions and --calibrate must name another file than the one that is read")
     text = "".join(arguments.text or [])
     if arguments.text and (not text.strip() or text != text.encode(errors="ignore").decode()):
         raise UserError('the text is blank or not valid UTF-8: give another, as in --text "A lovely film."')
     return arguments
 
 
-def check_combination(arguments: Namespace, parser: ArgumentParser) -> None:
+def refuse_what_is_ignored(arguments: Namespace, parser: ArgumentParser) -> None:
     """Raise a UserError where an option would be ignored."""
     task = next(name for name in GOES_WITH if getattr(arguments, name))
     for name, value in vars(arguments).items():
-        if name in ("ckpt", task, *GOES_WITH[task]) or value == parser.get_default(name):
+        if value == parser.get_default(name) or name in ("ckpt", "device", "dtype", task, *GOES_WITH[task]):
             continue
         if task != "split":
             raise UserError(f"--{name} cannot be combined with --{task}: run it on its own")

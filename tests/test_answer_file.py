@@ -65,7 +65,7 @@ def test_every_row_and_column_is_kept_and_has_its_answer(place):
     right = (found.argmax(1)[:3] == [2, 0, 1]).mean()
     assert (
         f"new.csv accuracy: {right:.3f} (95% Wilson" in printed
-        and "wrote out.csv, 6 rows, 2 of them without a text" in printed
+        and "wrote out.csv (rows: 6, without a text: 2)" in printed
     )
     assert "out.csv exists already" in refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
 
@@ -177,7 +177,7 @@ def test_the_page_answers_an_uploaded_file(place):
     path, said = app.answer_file(loaded, str(place / "new.csv"))
     succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     assert answered(path) == answered(place / "out.csv") and said.startswith(
-        "6 rows, 2 of them without a text; texts in 'text'"
+        "rows: 6, without a text: 2; texts in 'text'"
     )
     (place / "many.csv").write_text("text\n" + "fine\n" * 10_001)
     assert app.answer_file(loaded, str(place / "many.csv")) == (
@@ -193,7 +193,9 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
             patched.setattr(Classifier, "logits", lambda *_: pytest.fail("refused too late"))
             return refuse("evaluate.py", *words, cwd=place)
 
-    assert "--predictions is the same file as --file" in refused("--file=new.csv", *ANSWERS, "new.csv", "--overwrite")
+    assert "--calibrate must name another file than the one that is read" in refused(
+        "--file=new.csv", *ANSWERS, "new.csv", "--overwrite"
+    )
     (place / "two.csv").write_text("text,note,note\ngood film,1,2\n")
     assert "has two columns of one name" in refused("--file=two.csv", *ANSWERS, "two.jsonl")
     assert "--file needs --predictions" in refused("--ckpt=best.pt", "--file=new.csv")
@@ -211,6 +213,6 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
         assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
     printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
-    told = "note: 1 of them not compared: their labels are none of the classes (line 2)\n"
-    assert told in printed and "\n1 of them with a label to compare with\n" in printed
+    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows\n  (line 2)\n" in printed
+    assert "\nlabels to compare with: 1 of 2 rows\n" in printed
     assert not (place / "out.csv").exists()

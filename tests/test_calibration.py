@@ -162,7 +162,7 @@ def test_a_calibrated_checkpoint_is_written_alone_and_replaces_nothing_unasked(p
     for other in ("--errors=3", "--split=train"):
         message = refuse(*words, other, "--overwrite", cwd=place)
         assert f"{other.partition('=')[0]} cannot be combined with --calibrate" in message
-    for wrong in (["best.pt", "--calibrate=best.pt"], ["best.pt", "best.pt", "--calibrate=new.pt"]):
-        assert "--calibrate takes one --ckpt" in refuse(*EVALUATE, *wrong, "--overwrite", cwd=place)
+    for wrong, problem in {"--ckpt=best.pt": "must name another file than the one", "new.pt": "one --ckpt"}.items():
+        assert problem in refuse(*EVALUATE, "best.pt", wrong, "--calibrate=best.pt", "--overwrite", cwd=place)
     succeed(*words, "--overwrite", cwd=place)
     assert (place / "calibrated.pt").read_bytes() == before  # fitted to the same bits

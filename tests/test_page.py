@@ -187,12 +187,12 @@ def test_the_page_shows_what_evaluate_says(place, pages, browser):
 
 def test_columns_go_on_lines_of_their_own(place, pages, browser):
     open_page(browser, pages["app"])
-    assert not find(browser, "#columns")
+    assert find(browser, "#box label > span")[0].text == "Text"
     title, body, _ = ROWS[0]
     first, second = body.split("\n")
     open_page(browser, pages["columns"], title, SHIFT_ENTER, first, SHIFT_ENTER, second, ENTER)
-    hint = "This model reads 2 columns: title, body. Begin each on a line of its own, in this order"
-    assert find(browser, "#columns")[0].text.startswith(hint)
+    label = find(browser, "#box label > span")[0].text
+    assert label == "Text: title, body, in this order, each on a line of its own (Shift+Enter begins one)"
     assert_shown(browser, f"{title}\n{body}", load(place, "columns"))
 
 
@@ -204,7 +204,7 @@ def test_a_file_is_classified(place, pages, browser):
     wait(browser, lambda: "rows" in find(browser, "#upload")[0].text)
     find(browser, "#ask")[0].click()
     (link,) = wait(browser, lambda: find(browser, "#answers a[href]"))
-    assert find(browser, "#said")[0].text.startswith("62 rows, 0 of them without a text; texts in 'title' + 'body'")
+    assert find(browser, "#said")[0].text.startswith("rows: 62, without a text: 0; texts in 'title' + 'body'")
     words = ["evaluate.py", "--ckpt=columns.pt", "--file=rows.csv", "--predictions=answered.csv"]
     succeed(*words, "--overwrite", cwd=place)
     with urlopen(link.get_attribute("href")) as answered:

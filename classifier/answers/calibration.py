@@ -1,4 +1,7 @@
-"""Whether probabilities can be believed: the expected calibration error, and the temperature that lowers the loss."""
+"""Whether probabilities can be believed: the expected calibration error, and the temperature that lowers the loss.
+
+Logits are (examples, K), labels (examples,) int16.
+"""
 
 from typing import Any
 
@@ -16,10 +19,6 @@ COLDEST, HOTTEST = 0.01, 100.0
 
 def reliability(logits: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort predictions into bins of equal width by their confidence, the probability of the predicted class.
-
-    Args:
-        logits: (examples, K).
-        labels: (examples,) int16.
 
     Returns:
         For each bin that is not empty: mean confidence, right predictions, examples; (bins,) each.
@@ -40,10 +39,9 @@ def calibration_error(logits: Tensor, labels: np.ndarray) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
-    """Find the temperature T for which logits / T has the lowest loss: Guo et al. 2017, section 4.2.
+    """Find the temperature T, from COLDEST to HOTTEST, that gives logits / T the lowest loss: Guo et al., section 4.2.
 
-    The loss is convex in 1 / T, so there is one minimum. It is clipped to COLDEST and HOTTEST: every prediction may be
-    right, or none better than chance.
+    The loss is convex in 1 / T, so there is one minimum.
     """
     from scipy.optimize import minimize_scalar  # here: the import takes half a second
 
@@ -58,8 +56,7 @@ def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
 def calibrated_by_folds(logits: Tensor, labels: np.ndarray) -> Tensor:
     """Divide each fifth of the logits by the temperature fitted to the other four: float64 (examples, K).
 
-    Figures measured on the result are unbiased: no temperature has seen the examples it is applied to. The folds are
-    random, and the same in every run.
+    The fifths are random, and the same in every run.
     """
     from sklearn.model_selection import KFold  # here: the import takes a second
 
@@ -72,10 +69,6 @@ def calibrated_by_folds(logits: Tensor, labels: np.ndarray) -> Tensor:
 def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
     """Fit a temperature; measure loss and calibration error before, after, and cross-validated over five folds.
 
-    Args:
-        logits: (examples, K).
-        labels: (examples,) int16.
-
     Raises:
         UserError: no temperature fits these examples.
     """
@@ -85,11 +78,8 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
             f"no temperature from {COLDEST} to {HOTTEST:.0f} fits these {len(labels):,} examples: there are too few, "
             "or the model has all of them right, or is no better than chance: calibrate on a larger dev split"
         )
-    stages = {
-        "before": logits.double(),
-        "after": logits.double() / temperature,
-        "cross_validated": calibrated_by_folds(logits, labels),
-    }
+    stages = {"before": logits.double(), "after": logits.double() / temperature}
+    stages["cross_validated"] = calibrated_by_folds(logits, labels)
     found = {"temperature": temperature, "examples": len(labels)}
     for stage, scaled in stages.items():
         loss, _ = loss_and_accuracy(scaled, labels)

@@ -23,10 +23,7 @@ def explain(text: str, log_probabilities: Callable[[list[str]], Tensor]) -> Expl
 
     This is occlusion (Zeiler and Fergus 2014), or leave-one-out (Li, Monroe and Jurafsky 2016): exact by its
     definition, but blind to what words do only together.
-
-    Args:
-        text: not blank.
-        log_probabilities: returns (texts, K) for a list of texts; called once.
+    log_probabilities is called once, and returns (texts, K).
     """
     found = log_probabilities([text, *without_each_word(text)])
     predicted = found[0].argmax()

@@ -49,16 +49,7 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> "Classifier":
-        """Load a checkpoint, in evaluation mode.
-
-        Args:
-            device: auto, cuda, mps or cpu.
-            dtype: of matrix products: auto or a key of DTYPES.
-
-        Raises:
-            UserError: the file is not a checkpoint, or its model does not have GPT-2's vocabulary; the device or the
-                dtype is not available.
-        """
+        """Load a checkpoint in evaluation mode, on a device (cuda, mps or cpu), for products in a dtype of DTYPES."""
         chosen, _ = choose_device(device)
         number_format, _ = choose_dtype(dtype, chosen)
         tune(chosen, number_format)
@@ -67,10 +58,7 @@ class Classifier:
         return cls(str(path), model.to(chosen).eval(), saved, number_format)
 
     def __call__(self, texts: Sequence[str | Sequence[str]]) -> Answers:
-        """Classify texts.
-
-        Args:
-            texts: each a str, or a sequence with a str for each of text_columns, in that order.
+        """Classify texts, each a str, or a sequence with a str for each of text_columns.
 
         Raises:
             UserError: a text is blank, or does not have a part for each column.
@@ -101,11 +89,7 @@ class Classifier:
         return self.saved["data"].get("text_columns", [])
 
     def join_columns(self, parts: Sequence[str]) -> str:
-        """Join the parts of one text, one for each of text_columns, as training did.
-
-        Raises:
-            UserError: there are fewer or more parts than columns.
-        """
+        """Join the parts of one text, one for each of text_columns, as training did."""
         columns = self.text_columns
         if len(columns) > 1 and len(parts) != len(columns):
             example = " ".join(f'"{name.upper()}"' for name in columns)
@@ -118,8 +102,7 @@ class Classifier:
         return row_text(parts)
 
     def tokenize(self, texts: list[str]) -> Split:
-        """Return texts as a split, with the leading space of training."""
-        # a leading space changes the first token: add it where all texts of training have it
+        """Return texts as a split, with a leading space where all training texts had it: it changes the first token."""
         space = " " if self.saved["data"]["leading_space"] else ""
         texts = [text if text.startswith(" ") else space + text for text in texts]
         sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
@@ -134,11 +117,7 @@ class Classifier:
 
 
 def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Classifier], str]:
-    """Load classifiers that answer together; also return two lines that say where they compute, and why.
-
-    Raises:
-        UserError: one cannot be loaded, or has other classes than the first.
-    """
+    """Load classifiers that answer together; also return two lines that say where they compute, and why."""
     classifiers = [Classifier.load(path, device, dtype) for path in paths]
     for classifier in classifiers:
         if classifier.label_names != classifiers[0].label_names:
@@ -192,27 +171,27 @@ def prepared_folder(classifiers: list[Classifier], data_dir: str | None, splits:
     """Return data_dir, or else the folder that the first classifier was trained on, checked against all of them.
 
     Raises:
-        UserError: there is no such folder; it has another task or other classes; or, unless data_dir is given, one of
-            the splits may contain training texts.
+        UserError: it is missing, has other classes or, unless it is data_dir, may have training texts in the splits.
     """
-    folder = data_dir or classifiers[0].saved["data"]["folder"]
+    first = classifiers[0]
+    folder = data_dir or first.saved["data"]["folder"]
     if data_dir is None and not Path(folder, "meta.json").is_file():
         raise UserError(
-            f"{classifiers[0].path} was trained on {folder}, and there is no such prepared folder here "
+            f"{first.path} was trained on {folder}, and there is no such prepared folder here "
             f"({Path(folder).resolve()}): name it with --data_dir, or run `python {prepare_script(folder)}`"
         )
     meta = load_meta(folder)
     now = training_files(meta)
     for classifier in classifiers:
-        data, then = classifier.saved["data"], classifier.saved["data"]["files"]
+        data = classifier.saved["data"]
         known, found = (f"{each['task']!r} ({', '.join(each['label_names'])})" for each in (data, meta))
         if known != found:
-            raise UserError(
-                f"{classifier.path} was trained on {known}, but {folder} has {found}: name another folder with "
-                "--data_dir; models of other classes cannot be compared"
-            )
-        if now == then or (list(splits) == ["dev"] and now["dev"] == then.get("dev")):
-            continue  # an unchanged dev set has no training texts, whatever happened to the train split
+            raise UserError(f"{classifier.path} was trained on {known}, but {folder} has {found}: change --data_dir")
+        is_same_dev = now["dev"] == data["files"].get(
+            "dev"
+        )  # then dev has no training texts, whatever changed in train
+        if now == data["files"] or (list(splits) == ["dev"] and is_same_dev):
+            continue
         problem = f"{folder} is not the data that {classifier.path} was trained on: its {' or '.join(splits)} split may"
         problem += " contain training texts"
         if data_dir is None:

@@ -42,14 +42,10 @@ def build(
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>")
         with gr.Tabs() as tabs, gr.Tab("Text", id="text"):
-            columns = classifiers[0].text_columns
+            columns, label = classifiers[0].text_columns, "Text"
             if len(columns) > 1:
-                hint = (
-                    f"This model reads {len(columns)} columns: {', '.join(columns)}. Begin each on a line of its own,"
-                )
-                gr.HTML(f"<p id='columns'>{escape(hint)} in this order (Shift+Enter begins a line).</p>")
-            placeholder = "Type a text, then press Enter"
-            box = gr.Textbox(label="Text", placeholder=placeholder, max_lines=12, elem_id="box")
+                label = f"Text: {', '.join(columns)}, in this order, each on a line of its own (Shift+Enter begins one)"
+            box = gr.Textbox(label=label, placeholder="Type a text, then press Enter", max_lines=12, elem_id="box")
             run = gr.Button("Classify", variant="primary")
             found, note = gr.Label(visible=False, elem_id="found"), gr.Markdown(elem_id="note")
             colours = "Words that speak for the prediction in red, against it in violet"

@@ -24,24 +24,25 @@ MANY = 10  # with more classes, only the five most probable are shown for a text
 INDENTED = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 
-def print_report(logits: Tensor, labels: np.ndarray, label_names: list[str], name: str) -> None:
+def print_report(logits: Tensor, labels: np.ndarray | None, label_names: list[str], name: str) -> None:
     """Print loss, calibration error, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy.
 
-    Args:
-        logits: (examples, K).
-        labels: (examples,) int16.
-        name: of the split or file.
+    Without labels, print how often each class is predicted.
     """
+    predictions, classes = logits.argmax(-1).numpy(), range(len(label_names))
+    if labels is None:
+        print("\nno labels to compare with; predicted:")
+        for number, count in enumerate(np.bincount(predictions, minlength=len(label_names))):
+            print(f"  {number} {label_names[number]:<16}{count:>7,}")
+        return
     from sklearn.metrics import classification_report, confusion_matrix  # here: the import takes a second
 
-    predictions, classes = logits.argmax(-1).numpy(), range(len(label_names))
     loss, accuracy = loss_and_accuracy(logits, labels)
     print(f"\nloss {loss:.4f}")
     print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
     print(f"macro-F1 {macro_f1(logits, labels):.4f}\n")
-    print(
-        classification_report(labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0)
-    )
+    options = {"labels": classes, "target_names": label_names, "digits": 3, "zero_division": 0}
+    print(classification_report(labels, predictions, **options))
     print("confusion matrix (a row for each true class, a column for each predicted class)")
     width = max(map(len, label_names)) + 4
     print(" " * width + "".join(f"{number:>7}" for number in classes))
@@ -49,14 +50,6 @@ def print_report(logits: Tensor, labels: np.ndarray, label_names: list[str], nam
         print(f"{number} {label_names[number]}".ljust(width) + "".join(f"{count:>7,}" for count in row))
     low, high = wilson_interval(int((predictions == labels).sum()), len(labels))
     print(f"\n{name} accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
-
-
-def print_counts(logits: Tensor, label_names: list[str]) -> None:
-    """Print how often each class is predicted, where there are no labels to compare with."""
-    counts = np.bincount(logits.argmax(-1).numpy(), minlength=len(label_names))
-    print("\nno labels to compare with; predicted:")
-    for number, (name, count) in enumerate(zip(label_names, counts, strict=True)):
-        print(f"  {number} {name:<16}{count:>7,}")
 
 
 def print_comparison(logits: Tensor, others: Tensor, split: Split, name: str) -> None:
@@ -83,7 +76,8 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     probabilities, ids = logits.softmax(-1).numpy(), split.ids()
     predictions = probabilities.argmax(1)
     mistakes = most_confident_mistakes(logits, split.labels)
-    print(f"\nthe {min(count, len(mistakes)):,} most confident of {len(mistakes):,} mistakes")
+    noun = "mistake" if len(mistakes) == 1 else "mistakes"
+    print(f"\nthe {min(count, len(mistakes)):,} most confident of {len(mistakes):,} {noun}")
     for i in mistakes[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
         print("\n" + textwrap.fill(f"id {printable(ids[i])}: {truth}, predicted {predicted}", WIDTH))
@@ -99,32 +93,28 @@ def listed_probabilities(probabilities: np.ndarray, label_names: list[str]) -> s
     return ", ".join(f"{label_names[i]} {probabilities[i]:.3f}" for i in order) + rest
 
 
+def answer_columns(label_names: list[str]) -> str | None:
+    """Return the format of a row: prediction, a cell for each class, text; None where they do not fit on a line."""
+    first, widths = max(map(len, ["prediction", *label_names])), [max(len(name), 5) + 2 for name in label_names]
+    if len(label_names) > MANY or first + sum(widths) >= WIDTH - 10:
+        return None
+    return f"{{:<{first}}}" + "".join(f"{{:>{width}}}" for width in widths) + "  {}"
+
+
 def answer_header(label_names: list[str]) -> str:
     """Return the line above answer_row's rows."""
-    if fit_in_columns(label_names):
-        return aligned("prediction", label_names, label_names) + "  text"
+    if columns := answer_columns(label_names):
+        return columns.format("prediction", *label_names, "text")
     shown = f"the five most probable of {len(label_names):,} classes" if len(label_names) > MANY else "probabilities"
     return f"{shown}, then the text"
 
 
 def answer_row(text: str, probabilities: np.ndarray, label_names: list[str]) -> str:
     """Return the prediction for a text, the probabilities of the classes, and the text on one line."""
-    if not fit_in_columns(label_names):
-        return textwrap.fill(listed_probabilities(probabilities, label_names), WIDTH) + "\n  " + printable(text)
-    cells = [f"{p:.3f}" for p in probabilities]
-    return aligned(label_names[probabilities.argmax()], cells, label_names) + "  " + printable(text)
-
-
-def fit_in_columns(label_names: list[str]) -> bool:
-    """Return whether a prediction and a column for each class leave room for text on a line."""
-    return len(label_names) <= MANY and len(aligned("prediction", label_names, label_names)) < WIDTH - 10
-
-
-def aligned(prediction: str, cells: list[str], label_names: list[str]) -> str:
-    """Return a prediction and a cell for each class, aligned under the classes' names."""
-    widths = [max(len(name), 5) + 2 for name in label_names]
-    first = prediction.ljust(max(map(len, ["prediction", *label_names])))
-    return first + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    if columns := answer_columns(label_names):
+        cells = [f"{p:.3f}" for p in probabilities]
+        return columns.format(label_names[probabilities.argmax()], *cells, printable(text))
+    return textwrap.fill(listed_probabilities(probabilities, label_names), WIDTH) + "\n  " + printable(text)
 
 
 def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
@@ -141,12 +131,9 @@ def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
 
 
 def answer_table(classifiers: list[Classifier], table: Table, text_columns: list[str], path: Path) -> Tensor:
-    """Write a table with the answers as further columns; return the log-probabilities, NaN for a blank text.
+    """Write a table with a prediction, a confidence and p_NAME of each class for each row, empty for a blank text.
 
-    The further columns are prediction, confidence, and p_NAME of each class, all empty for a blank text.
-
-    Raises:
-        UserError: a file of that name cannot hold the table; raised before anything is computed.
+    Return the log-probabilities, NaN for a blank text. A UserError, where path cannot hold the table, comes first.
     """
     label_names = classifiers[0].label_names
     names = ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
@@ -163,11 +150,7 @@ def answer_table(classifiers: list[Classifier], table: Table, text_columns: list
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:
-    """Write a CSV row for each example: id, label (empty where there is none), prediction, and p_NAME of each class.
-
-    Args:
-        probabilities: (examples, K).
-    """
+    """Write a CSV row for each example: id, label (empty where there is none), prediction, and p_NAME of each class."""
     labels = [""] * len(split) if split.labels is None else [label_names[label] for label in split.labels]
     with written_whole(path, "w") as f:
         writer = csv.writer(f, lineterminator="\n")

@@ -27,15 +27,11 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(first_right: np.ndarray, second_right: np.ndarray) -> PairedDifference:
-    """Compare two models on the same examples, with a bootstrap interval and McNemar's exact test.
+    """Compare which of the same examples two models have right, (examples,) bool each.
 
     The interval is the middle 95% of the differences over resampled examples (Efron and Tibshirani 1993, chapter 13),
     the same in every run. The test looks only at examples that one model has right and the other wrong (McNemar 1947,
     in its binomial form).
-
-    Args:
-        first_right: (examples,) bool, whether the first model is right.
-        second_right: (examples,) bool, whether the second model is right.
     """
     from scipy.stats import binomtest, bootstrap
 

@@ -149,7 +149,7 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
     parts = {name: part for name, part in classifier.saved.items() if name not in written_anew}
     parts["run"] = parts["run"] | {"calibration": found | {"folder": folder}}
     checkpoint.save(path, classifier.model, **parts)
-    print(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
+    errors.tell(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
 
 
 # -----------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> ModelCard:
 
 
 def test_the_card_tells_what_is_known(tmp_path):
-    settings = {"init_from": "gpt2", "learning_rate": 5e-05, "data_dir": "/my/secret", "prompt": " It was"}
+    settings = {"init_from": "gpt2", "n_layer": 4, "data_dir": "/my/secret", "prompt": " It was", "epochs": 2}
     run = {"settings": settings, "git": {"commit": "1a2b3c", "dirty": True}, "device": "cpu (no GPU)"}
     run |= {"command": ["/my/secret/finetune.py"]}
     data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
@@ -304,7 +304,7 @@ def test_the_card_tells_what_is_known(tmp_path):
     assert (measured.dataset_name, measured.dataset_split, measured.metric_value) == ("films", "dev", 0.75)
     low, high = binomtest(825, 1100).proportion_ci(method="wilson")
     assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) on the dev" in found.text
-    lines = {"- learning\\_rate: 5e-05", "- prompt: ' It was'", "- device: 'cpu (no GPU)'"}
+    lines = {"- n\\_layer: 2", "- epochs: 2", "- prompt: ' It was'", "- device: 'cpu (no GPU)'"}
     assert lines <= set(found.text.splitlines()) and "'commit': '1a2b3c'" in found.text
     assert f"Classes: {', '.join(NAMES)}. The last 22 tokens of a text are read" in found.text
     assert "secret" not in found.content and "columns" not in found.text

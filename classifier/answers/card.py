@@ -45,7 +45,9 @@ def model_card(classifier: Classifier, tokens: int) -> str:
         about = {"task_type": "text-classification", "metric_type": "accuracy", "dataset_split": "dev"}
         about |= {"dataset_type": "text", "dataset_name": printable(task), "metric_value": accuracy}
         header.model_name, header.eval_results = printable(task), [EvalResult(**about)]
-    facts = {name: value for name, value in run["settings"].items() if name not in MAY_CHANGE}
+    hidden = MAY_CHANGE - {"epochs", "max_steps"}  # paths, and what changes no result
+    facts = {name: value for name, value in run["settings"].items() if name not in hidden}
+    facts |= {name: getattr(classifier.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
     facts |= {name: run[name] for name in ("started", "git", "versions", "device", "dtype") if name in run}
     words = {"task": escaped(task), "classes": escaped(", ".join(data["label_names"])), "tokens": tokens}
     if len(classifier.text_columns) > 1:

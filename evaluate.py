@@ -91,7 +91,10 @@ def check_outputs(arguments: Namespace, classifiers: list[Classifier]) -> None:
     for path in files:
         if path.exists() and not arguments.overwrite:
             raise UserError(f"{path} exists already: move it, or add --overwrite")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 # -----------------------------------------------------------------------------

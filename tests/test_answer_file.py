@@ -1,4 +1,4 @@
-"""evaluate.py --file: a file of one's own comes back as it was, with the answers as further columns."""
+"""evaluate.py --file: a file comes back as it was, with the answers as further columns."""
 
 import bz2
 import csv
@@ -49,7 +49,8 @@ def expected(place) -> np.ndarray:
     return np.concatenate([log_probabilities(loaded, [row[1]]).exp().numpy() for row in ROWS if row[1].strip()])
 
 
-def test_every_row_and_column_is_kept_and_has_its_answer(place):
+def test_every_row_and_column_is_kept_and_has_its_answer(place, monkeypatch):
+    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)  # the rows are answered in parts
     printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     rows = answered(place / "out.csv")
     assert list(rows[0]) == ["key", "text", "label", "more", "prediction", "confidence", "p_1", "p_2", "p_3"]
@@ -161,18 +162,7 @@ def test_a_full_disk_is_told_in_one_line(place):
     assert "cannot write out.xlsx: File too large" in message and not (place / "out.xlsx").exists()
 
 
-def test_several_checkpoints_answer_as_an_ensemble_and_many_rows_in_parts(place, monkeypatch):
-    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)
-    save(place / "two.pt", random_model(3, n_embd=48), {"label_names": NAMES, "leading_space": False})
-    both = ["--ckpt", "best.pt", "two.pt", "--dtype=float32", "--predictions=both.csv"]
-    succeed("evaluate.py", "--file=new.csv", *both, cwd=place)
-    loaded = [Classifier.load(place / name, "cpu", "float32") for name in ("best.pt", "two.pt")]
-    mean = log_probabilities(loaded, [ROWS[3][1]]).exp()[0]
-    row = answered(place / "both.csv")[3]
-    assert [float(row[f"p_{name}"]) for name in NAMES] == pytest.approx(mean.tolist(), abs=2e-6)
-
-
-def test_the_page_answers_an_uploaded_file(place):
+def test_the_page_says_what_it_did_with_a_file(place):
     loaded = [Classifier.load(place / "best.pt", "cpu", "float32")]
     path, said = app.answer_file(loaded, str(place / "new.csv"))
     succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)

@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import PREPARE_SAMPLE, command, here, random_model, random_split, refuse, save, succeed
+from conftest import PREPARE_SAMPLE, command, here, random_model, refuse, save, succeed
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -19,9 +19,7 @@ import evaluate
 from classifier import errors
 from classifier.data.dataset import meta_sha256
 from classifier.data.tokenizer import load_tokenizer
-from classifier.training.batches import Texts
-from classifier.training.predict import loss_and_accuracy, predict
-from model import GPT, Batch, GPTConfig
+from model import Batch
 
 NAMES = ["negative", "positive"]
 LINES = "I loved every minute of it.\n\nA dull, endless mess.\n"
@@ -47,22 +45,6 @@ def place(trained, tmp_path):
 def table(path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def test_predictions_are_those_of_each_example_alone():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(3, 20, 97, 2, 2, 16)).eval()
-    split = random_split(50, 30, 97, 3)
-    logits = predict(model, Texts(split, model), torch.float32)
-    for i in range(len(split)):
-        tokens = torch.from_numpy(split.tokens[split.offsets[i] : split.offsets[i + 1]].astype(np.int64))[-20:]
-        with torch.no_grad():
-            alone = model(Batch.from_padded(tokens[None], torch.tensor([len(tokens)])))[0]
-        torch.testing.assert_close(logits[i], alone, atol=1e-5, rtol=1e-5)
-    loss, accuracy = loss_and_accuracy(logits, split.labels)
-    probabilities = logits.double().softmax(-1).numpy()
-    assert loss == pytest.approx(log_loss(split.labels, probabilities, labels=[0, 1, 2]), abs=1e-5)
-    assert accuracy == accuracy_score(split.labels, logits.argmax(-1).numpy())
 
 
 def test_the_report_agrees_with_the_predictions_it_writes(place):
@@ -170,6 +152,8 @@ def test_what_is_there_is_replaced_only_if_asked_and_plots_are_pictures(place):
         (place / name).write_text("mine")
         assert f"{name} exists already" in refuse(*EVALUATE, option, cwd=place)
         assert (place / name).read_text() == "mine"
+    (place / "taken").write_text("mine")
+    assert "cannot write taken/p.csv: " in refuse(*EVALUATE, "--predictions=taken/p.csv", cwd=place)
     succeed(*EVALUATE, *outputs, "--overwrite", cwd=place)
     assert all((place / name).read_bytes() != b"mine" for name in outputs.values())
     pictures = {path.name: matplotlib.image.imread(path) for path in (place / "pictures").iterdir()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BLOCK_SIZE, make_split, random_model, refuse, save, succeed, transformers_model, visible
+from conftest import BLOCK_SIZE, random_model, refuse, save, succeed, transformers_model, visible
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,15 +101,6 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     texts = read_course_file(folder / "dev.tsv", ["0", "1"]).texts
     theirs = pipeline_probabilities(tmp_path / "hf", meta["label_names"], texts)
     assert_same(theirs, ours)
-
-
-def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp_path):
-    model = random_model(block_size=64)
-    texts = read_course_file(tsv_dir / "ids-sst-dev.csv", list("01234")).texts
-    split = make_split([ENCODING.encode_ordinary(text) for text in texts], None)
-    ours = predict(model, Texts(split, model), torch.float32).softmax(-1)
-    assert len(texts) == 1101
-    assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
 
 
 @pytest.mark.parametrize("leading_space, prompt", [(False, " It was"), (True, "\n\nThe film was 👍 <|endoftext|> or")])

@@ -187,9 +187,7 @@ def prepared_folder(classifiers: list[Classifier], data_dir: str | None, splits:
         known, found = (f"{each['task']!r} ({', '.join(each['label_names'])})" for each in (data, meta))
         if known != found:
             raise UserError(f"{classifier.path} was trained on {known}, but {folder} has {found}: change --data_dir")
-        is_same_dev = now["dev"] == data["files"].get(
-            "dev"
-        )  # then dev has no training texts, whatever changed in train
+        is_same_dev = now["dev"] == data["files"].get("dev")  # and so without training texts
         if now == data["files"] or (list(splits) == ["dev"] and is_same_dev):
             continue
         problem = f"{folder} is not the data that {classifier.path} was trained on: its {' or '.join(splits)} split may"

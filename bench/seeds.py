@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.answers.models import load_all, predict_one
+from classifier.answers.models import Classifier
 from classifier.answers.significance import RESAMPLES, paired_difference
 from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.errors import UserError
@@ -123,8 +123,7 @@ def answers(folders: list[Path], data_dir: str) -> Job:
         if run["data"]["files"]["dev"] != dev_files:
             raise UserError(f"{folder} was evaluated on another dev set than {data_dir}'s")
         for name, found in logits.items():
-            [loaded], _ = load_all([str(folder / name)], dtype=run["dtype"])
-            found.append(predict_one(loaded, dev))
+            found.append(Classifier.load(folder / name, dtype=run["dtype"]).logits(dev))
     best, last = (np.stack([each.argmax(-1).numpy() == dev.labels for each in found]) for found in logits.values())
     return Job(best, last, average(logits["best.pt"]).argmax(-1).numpy() == dev.labels)
 

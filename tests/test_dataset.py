@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import delimited
 
+import prepare_sst
 from classifier.data.dataset import load_meta, load_split, meta_sha256
-from classifier.data.own import COURSE_COLUMNS
 from classifier.data.prepare import PERCENTILES, prepare_course
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
@@ -52,7 +52,7 @@ def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, lo
 
 def prepare_tsv(files, names, folder) -> None:
     labels = {str(number): name for number, name in enumerate(names)}
-    prepare_course("x", files, COURSE_COLUMNS, labels, folder)
+    prepare_course("x", files, prepare_sst.COLUMNS, labels, folder)
 
 
 SENTENCES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)

@@ -16,6 +16,7 @@ from conftest import REPO, here, succeed, transformers_model
 from runs import RUN, same_state
 from test_formats import WRITERS, parquet
 
+import prepare_sst
 from classifier import checkpoint
 from classifier.data.dataset import FIELDS, load_split
 from classifier.data.own import choose_columns, name_classes, number_labels, read_course_file, read_examples
@@ -101,7 +102,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def read_tsv(folder: Path) -> None:
     """Text may become other text; what must not be is a crash, or another shape."""
-    found = read_course_file(folder / "data" / "sample" / "dev.tsv", ["0", "1"])
+    found = read_course_file(folder / "data" / "sample" / "dev.tsv", prepare_sst.COLUMNS, ["0", "1"])
     assert all(map(str.strip, found.texts)) and set(found.labels.tolist()) <= {0, 1}
 
 

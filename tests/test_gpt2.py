@@ -1,20 +1,13 @@
 """GPT-2's weights: read to the bit in every form in which people have them, or refused in a line that says why."""
 
 import errno
-import hashlib
-import http.server
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, random_model, save, succeed, transformers_model
+from conftest import random_model, save, succeed, transformers_model
 from safetensors.torch import save_file
 
 from classifier import checkpoint
@@ -117,62 +110,6 @@ def test_weights_out_of_reach_say_how_to_get_them(tmp_path, monkeypatch):
     for name in ("./nowhere", "/a/b", "a/b/c", "a b", "\x1b[31m", "x" * 100):
         with pytest.raises(UserError, match="there is no folder .*, and no model on the hub has such a name"):
             load_gpt2(name)
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub with one model, whose config.json takes its time; for other names it answers with the name as status."""
-
-    folder = Path()
-
-    def do_HEAD(self) -> None:
-        path = self.path.partition("?")[0]
-        name = path.rpartition("/")[2]
-        time.sleep(1.2 if name == "config.json" and path.startswith("/openai") else 0)
-        refusal = int(path.split("/")[2]) if path.startswith("/some/") else 0
-        content = b""
-        if not refusal and "/resolve/" in path and (self.folder / name).is_file():
-            content = (self.folder / name).read_bytes()
-        self.send_response(refusal or (200 if content else 404))
-        if refusal == 403:
-            self.send_header("X-Error-Code", "GatedRepo")
-            self.send_header("X-Error-Message", "Access to model is restricted")
-        elif not content:
-            self.send_header("X-Error-Code", "EntryNotFound" if not refusal else "")
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_slow_mirror_works_and_what_the_hub_answers_is_told(tmp_path):
-    theirs = transformers_model("GPT2Model", tmp_path)
-    code = """
-from classifier import errors, gpt2
-for name in ("gpt2", "some/403", "some/429"):
-    try:
-        print(gpt2.load_gpt2(name).wte.weight.sum().item())
-    except errors.UserError as error:
-        print(" ".join(str(error).split()))
-"""
-    Hub.folder = tmp_path
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-        where = os.environ | place | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPO)}
-        done = subprocess.run([sys.executable, "-c", code], env=where, cwd=tmp_path, capture_output=True, text=True)
-        server.shutdown()
-    asked, found, _, gated, _, busy = done.stdout.splitlines()
-    assert asked == "openai-community/gpt2 is not in the Hugging Face cache: downloading it"
-    assert float(found) == theirs.wte.weight.sum().item()
-    for answer, name, words in ((gated, "some/403", "Access to model is restricted"), (busy, "some/429", "429")):
-        assert answer.startswith(f"{name} is no folder here, and the hub answered: ") and words in answer
 
 
 def test_what_the_machine_cannot_read_is_not_called_damaged(tmp_path, monkeypatch):

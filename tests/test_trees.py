@@ -6,6 +6,7 @@ from conftest import succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
+import prepare_sst
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.own import Examples, read_course_file
 from classifier.data.trees import read_trees, with_phrases
@@ -71,7 +72,10 @@ def source(tmp_path):
 
 def phrased(source) -> Examples:
     files = {split: source / f"{split}.tsv" for split in ("train", "dev", "test")}
-    splits = {split: read_course_file(path, list("01234"), split == "test") for split, path in files.items()}
+    splits = {
+        split: read_course_file(path, prepare_sst.COLUMNS, list("01234"), split == "test")
+        for split, path in files.items()
+    }
     return with_phrases(splits, source / "trees.txt")
 
 

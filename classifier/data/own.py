@@ -27,7 +27,6 @@ OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numb
 MAX_CLASSES = 2**15  # class numbers are int16
 
 Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of its columns
-COURSE_COLUMNS = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}  # of SST's and CFIMDB's TSV files
 
 
 class Examples(NamedTuple):
@@ -177,9 +176,7 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
-def read_course_file(
-    path: Path, labels: list[str], is_test: bool = False, columns: Columns = COURSE_COLUMNS
-) -> Examples:
+def read_course_file(path: Path, columns: Columns, labels: list[str], is_test: bool = False) -> Examples:
     """Return the examples of a file with these columns, all of them with a text, numbered in the order of labels."""
     table = read_table(path)
     for note in table.notes:

@@ -86,7 +86,7 @@ def prepare_course(
         labels: label in the files -> the class's name.
         tree_file: SST's trees, to train on the phrases of its sentences, too.
     """
-    splits = {split: read_course_file(path, list(labels), split == "test", columns) for split, path in files.items()}
+    splits = {split: read_course_file(path, columns, list(labels), split == "test") for split, path in files.items()}
     sources = {split: [path] for split, path in files.items()}
     if tree_file:
         splits["train"] = with_phrases(splits, tree_file)

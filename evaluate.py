@@ -15,7 +15,6 @@ python evaluate.py --ckpt out/best.pt --file new.csv --predictions answered.csv
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -168,9 +167,9 @@ def classify_texts(classifiers: list[Classifier], words: list[str], is_explained
         columns = ", ".join(first.text_columns)
         raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
     elif sys.stdin.isatty():  # a person who types waits for an answer to each line
-        batches = (decode_lines([line]) for line in sys.stdin.buffer)
+        batches = map(read_lines, sys.stdin.buffer)
     else:
-        batches = [decode_lines(sys.stdin.buffer)]
+        batches = [read_lines(sys.stdin.buffer.read())]
     print(report.answer_header(first.label_names))
     for texts in batches:
         for text, probabilities in zip(texts, answer(texts).exp().numpy(), strict=True):
@@ -179,20 +178,19 @@ def classify_texts(classifiers: list[Classifier], words: list[str], is_explained
                 report.print_explanation(explain(text, answer), first.label_names)
 
 
-def decode_lines(lines: Iterable[bytes]) -> list[str]:
-    """Return lines as text, without those that are blank, which a note counts."""
-    texts, unreadable = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(line.decode("utf-8").strip("\r\n\ufeff"))
-        except UnicodeDecodeError:
-            unreadable.append(number)
-    if unreadable:
-        raise UserError(f"standard input is not valid UTF-8 in {listed('line', unreadable)}: save it as UTF-8")
-    found = [text for text in texts if text.strip()]
-    if blank := len(texts) - len(found):
+def read_lines(content: bytes) -> list[str]:
+    """Return the lines that are not blank; a note counts the others."""
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"standard input, line {line}: not valid UTF-8: save it as UTF-8") from None
+    if not lines[-1]:  # what follows the last line end
+        lines.pop()
+    texts = [text for line in lines if (text := line.strip("\r\ufeff")).strip()]
+    if blank := len(lines) - len(texts):
         print(f"note: {blank:,} blank {'line' if blank == 1 else 'lines'} left out", file=sys.stderr)
-    return found
+    return texts
 
 
 def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:

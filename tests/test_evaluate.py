@@ -213,10 +213,10 @@ def test_each_line_of_standard_input_is_classified(place):
     assert windows.stdout == done.stdout
 
 
-def test_lines_that_are_not_utf8_are_refused_before_any_is_answered(place):
+def test_a_line_that_is_not_utf8_is_refused_before_any_is_answered(place):
     lines = [*LINES.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
     message = refuse(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
-    assert message == "error: standard input is not valid UTF-8 in lines 4, 6: save it as UTF-8\n"
+    assert message == "error: standard input, line 4: not valid UTF-8: save it as UTF-8\n"
 
 
 def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):

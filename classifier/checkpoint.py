@@ -81,11 +81,7 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
 
 
 def load_to_resume(path: Path, settings: Any, files: dict[str, Any]) -> tuple[GPT, dict[str, Any]]:
-    """Load last.pt, having checked that its run had the same settings, as far as they may not change, and data.
-
-    Args:
-        files: the training data's checksums, as in load_data's facts.
-    """
+    """Load last.pt, and check that its run had the same settings, but for those that may change, and the same data."""
     model, saved = load(path)
     if "optimizer" not in saved:
         raise UserError(f"{path} has no optimizer state: only last.pt can be resumed")
@@ -122,11 +118,7 @@ def load_training_state(
 
 
 def best_evaluation(path: Path, last: dict[str, Any]) -> dict[str, Any]:
-    """Return the evaluation that best.pt records of its weights; {} if there is no such file.
-
-    Args:
-        last: the content of last.pt, which must be of the same run.
-    """
+    """Return the evaluation of best.pt's weights, {} without that file; `last` is the content of last.pt."""
     if not path.exists():
         if 0 < last["progress"]["best"].get("step", 0) < last["progress"]["step"]:  # else it was about to be written
             tell(f"note: {path} is missing, and with it the best weights so far")

@@ -17,11 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(setting: str) -> tuple[torch.device, str]:
-    """Choose the device for a setting (auto, cuda, mps or cpu); return it and the reason.
-
-    Raises:
-        UserError: the device that was asked for cannot be used.
-    """
+    """Choose the device for a setting (auto, cuda, mps or cpu); return it and the reason."""
     problems = {
         "cuda": _cuda_problem(),
         "mps": None if torch.backends.mps.is_available() else "no Apple GPU",
@@ -49,13 +45,9 @@ def _cuda_problem() -> str | None:
 
 
 def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """Choose the dtype of matrix products for a setting; return it and the reason. All else is always float32.
-
-    Raises:
-        UserError: float16 is asked for on a device without CUDA.
-    """
+    """Choose the dtype of matrix products for a setting; return it and the reason. All else is always float32."""
     if setting == "float16" and device.type != "cuda":
-        raise UserError(f"dtype=float16 needs a CUDA GPU, not {device.type}: use bfloat16 or float32")
+        raise UserError(f"float16 needs a CUDA GPU, and this is {device.type}: begin a run in bfloat16 or float32")
     if setting == "float32" and _has_tf32(device):
         return torch.float32, "as asked, products in TF32"
     if setting != "auto":

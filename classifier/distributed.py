@@ -27,14 +27,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Join the other processes, if torchrun has started any, for the length of a block.
-
-    Args:
-        device: the run's setting; each process takes the GPU of its number on its machine.
-
-    Raises:
-        UserError: this process has no GPU, the others cannot be reached, or one of them has ended.
-    """
+    """Join the other processes, if torchrun has started any, for the length of a block; `device` is the setting."""
     try:
         if "LOCAL_RANK" in os.environ:  # torchrun sets it
             _join(device, int(os.environ["LOCAL_RANK"]))
@@ -78,12 +71,7 @@ def size() -> int:
 
 
 def share(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return this process's share of some examples: every size()-th by length, so that the work is balanced.
-
-    Args:
-        indices: (n,) examples.
-        lengths: (examples,) in tokens, of every example of the split.
-    """
+    """Return this process's share of some examples, (n,) indices: every size()-th by length, for balanced work."""
     if size() == 1:
         return indices
     return indices[np.argsort(-lengths[indices], kind="stable")][rank() :: size()]

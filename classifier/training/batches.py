@@ -122,15 +122,9 @@ def cut_into_micro_batches(
 ) -> list[np.ndarray]:
     """Sort examples by length, longest first, and cut them into micro-batches of at most token_budget tokens.
 
-    A step's gradient is a mean over its examples, so their order does not matter. The longest come first, so that
-    running out of memory happens at once.
-
-    Args:
-        indices: (n,) the examples of one step.
-        lengths: (examples,) in tokens, of every example of the split.
-        token_budget: a longer sequence makes a micro-batch of its own.
-        is_packed: only real tokens count, and each micro-batch is filled (pack() may add a little padding). Otherwise
-            padding counts, too, and dynamic programming finds the cheapest cut.
+    Their order does not matter for a step's gradient; with the longest first, running out of memory happens at once.
+    A sequence above the budget makes a micro-batch of its own. If is_packed, only real tokens count, and micro-batches
+    are filled. Otherwise padding counts, too, and dynamic programming finds the cheapest cut.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     sorted_lengths = lengths[order]
@@ -195,11 +189,7 @@ def pack(lengths: list[int], most_padding: int) -> list[tuple[int, int]]:
 
 
 def smaller_budget(tokens: int, longest: int) -> int:
-    """Halve the token budget of a step that ran out of memory, but not below the longest sequence; print it.
-
-    Raises:
-        UserError: a single sequence did not fit, or several processes would have to agree.
-    """
+    """Halve the token budget of a step that ran out of memory, but not below the longest sequence; print it."""
     smaller = max(tokens // 2, longest)
     if distributed.size() > 1:
         raise UserError(f"out of memory: try --token_budget={smaller}")

@@ -27,11 +27,7 @@ def refuse_other_run(out: Path) -> None:
 
 
 def load_data(settings: Any) -> tuple[dict[str, Any], Split, Split]:
-    """Load the prepared data; return the facts that a checkpoint records, and the train and dev splits.
-
-    Raises:
-        UserError: data_dir was not prepared or is damaged, or the prompt leaves no tokens for a text.
-    """
+    """Load the prepared data; return the facts that a checkpoint records, and the train and dev splits."""
     meta = load_meta(settings.data_dir)
     prompt = encode_prompt(settings.prompt, settings.block_size)
     train, dev = (replace(load_split(settings.data_dir, name, meta), prompt=prompt) for name in ("train", "dev"))
@@ -56,11 +52,7 @@ def initial_weights(init_from: str) -> str:
 
 
 def new_model(settings: Any, label_names: list[str]) -> GPT:
-    """Load or make the model that init_from names; its head is the stored one, that of label_words, or random.
-
-    Raises:
-        UserError: there is no such model, or it does not fit the settings.
-    """
+    """Load or make the model that init_from names; its head is the stored one, that of label_words, or random."""
     torch.manual_seed(settings.seed)
     name, num_classes = settings.init_from, len(label_names)
     if name == "scratch":

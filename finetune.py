@@ -12,52 +12,52 @@ from classifier.settings import read_settings
 # -----------------------------------------------------------------------------
 # settings: change them in a config file or with --key=value
 # data and output
-data_dir = "data/sst"  # a folder that a prepare script wrote
+data_dir = "data/sst"  # a folder written by a prepare script
 out_dir = "out"  # gets best.pt, last.pt, log.csv, run.json and curves.png
 overwrite = False  # replace another run's checkpoints in out_dir
 # model
-init_from = "gpt2"  # a GPT-2 of the hub, a directory, a .pt file (nanoGPT's, too), scratch, or resume (out_dir/last.pt)
-new_head = False  # leave out the head that init_from may have, and start with a random one
-block_size = 64  # a longer sequence keeps its last block_size tokens
-prompt = ""  # text that ends every sequence, as a question; a long sentence is cut, the prompt never
-label_words = []  # one single-token word a class, as ["bad", "good"]: the head starts as their embeddings
-trainable_blocks = -1  # train the last so many blocks and the head; 0: the head only, -1: everything
+init_from = "gpt2"  # a GPT-2 on the hub, a folder, a .pt file (also nanoGPT's), scratch, or resume (out_dir/last.pt)
+new_head = False  # start with a random head even if init_from has one
+block_size = 64  # longer sequences are truncated to their last block_size tokens
+prompt = ""  # text at the end of every sequence, such as a question; it is never truncated
+label_words = []  # one single-token word per class, as --label_words=bad,good: the head starts as their embeddings
+trainable_blocks = -1  # train only the last so many blocks and the head; 0: the head alone, -1: everything
 dropout = 0.2  # on embeddings, attention probabilities and both residual branches
 n_layer = 4  # blocks, for init_from=scratch
 n_head = 4  # attention heads, for init_from=scratch
 n_embd = 128  # width, for init_from=scratch
 # optimization
 epochs = 20  # passes over the training data
-max_steps = 0  # end after so many optimizer steps, evaluate and save; 0: after the last epoch
-batch_size = 64  # sequences of block_size tokens that fit into memory at once
-gradient_accumulation_steps = 32  # a step averages over batch_size times so many examples, however cut
-token_budget = 0  # tokens in memory at once; 0: batch_size * block_size, on a GPU what its free memory holds
+max_steps = 0  # end after so many optimizer steps; 0: after the last epoch
+batch_size = 64  # sequences in memory at once, if all had block_size tokens
+gradient_accumulation_steps = 32  # an optimizer step averages over batch_size times so many examples
+token_budget = 0  # tokens in memory at once; 0: batch_size * block_size, or what fits into a GPU's free memory
 learning_rate = 5e-5  # AdamW's, after the warm-up
 lr_schedule = "constant"  # constant, or cosine: decay to min_lr at the end of the last epoch
 warmup_steps = 0  # steps in which the learning rate rises linearly from 0
-min_lr = 0.0  # where the cosine ends
+min_lr = 0.0  # the learning rate at the end of the cosine
 beta1 = 0.9  # AdamW's decay rate of the gradient's mean
 beta2 = 0.95  # AdamW's decay rate of its square
 weight_decay = 0.1  # on matrices and embeddings, not on biases and LayerNorms
 grad_clip = 1.0  # largest gradient norm; 0: no clipping
-class_weights = "none"  # none, or balanced: in the loss a rare class counts as much as a frequent one
-eval_interval = 0  # steps between evaluations inside an epoch, beside that at its end; 0: none
-best_by = "accuracy"  # which evaluation is the best: by accuracy, or by macro_f1, which rare classes count in as much
+class_weights = "none"  # none, or balanced: rare classes count as much in the loss as frequent ones
+eval_interval = 0  # steps between further evaluations within an epoch; 0: only at its end
+best_by = "accuracy"  # how best.pt is chosen: accuracy, or macro_f1, in which rare classes count as much
 patience = 0  # end after so many evaluations without a better one; 0: never
-save_interval = 0  # steps between saves of last.pt inside an epoch; 0: about every minute
+save_interval = 0  # steps between saves of last.pt; 0: about every minute
 # reports
-reference_accuracy = 0.0  # a dev accuracy to compare with: a line in curves.png; 0: none
-tensorboard_log = False  # write for TensorBoard, too, into out_dir/tensorboard (pip install tensorboard)
-wandb_log = False  # send to Weights & Biases, too (pip install wandb)
+reference_accuracy = 0.0  # a dev accuracy to show as a line in curves.png; 0: none
+tensorboard_log = False  # also log to TensorBoard, in out_dir/tensorboard (pip install tensorboard)
+wandb_log = False  # also log to Weights & Biases (pip install wandb)
 wandb_project = "finetune-gpt2"  # its project
 wandb_run_name = ""  # its name for the run; empty: out_dir
 # machine
-seed = 1337  # of the new head, the order of the examples and every dropout mask
-deterministic = False  # the same bits on every run on a GPU, too; slower (a CPU gives them anyway)
-device = "auto"  # cuda, mps or cpu; auto takes the first that is there
-dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto takes what the hardware is fast in
-compile = False  # fuse each block's operators with torch.compile: for GPUs, slower on CPUs
-activation_checkpointing = False  # compute activations twice and keep few of them: less memory, a third slower
+seed = 1337  # of a new head, the order of the examples and the dropout masks
+deterministic = False  # the same bits in every run on a GPU; slower (on a CPU they are always the same)
+device = "auto"  # cuda, mps or cpu; auto uses the first that works
+dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto uses what is fast on the hardware
+compile = False  # use torch.compile: for GPUs, slower on CPUs
+activation_checkpointing = False  # compute activations twice instead of keeping them: less memory, a third slower
 # -----------------------------------------------------------------------------
 
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
@@ -235,6 +235,7 @@ def train(holding: ExitStack) -> None:
     print(f"dtype: {dtype_name} ({why_dtype})")
     tune(torch_device, torch_dtype, deterministic)
     if compile:
+        print("compile: the first steps wait for the compiler")
         compile_blocks(model)
 
     # tokens in memory at once, a micro-batch's size: no result depends on it, and out of memory it is halved

@@ -1,4 +1,4 @@
-"""Show a checkpoint's answers on a page: the classes of a text, and which words matter.
+"""Show a checkpoint on a page: the classes of a text, and which words matter.
 
 python app.py --ckpt out/best.pt
 python app.py --ckpt out/seed-1/best.pt out/seed-2/best.pt   (an ensemble)

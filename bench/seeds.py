@@ -6,9 +6,9 @@ python bench/seeds.py out-reference out-phrases
 python bench/seeds.py out-reference out-phrases --data_dir data/sst
 
 The runs of a job must only differ in their seed. Mean and standard deviation
-are over the seeds. A run's best evaluation was chosen on the dev set itself, its
-last one was not. A gain's interval is from 10,000 resamples of seeds and dev
-examples; p is McNemar's, of the ensembles.
+are over the seeds. A run's best evaluation was chosen on the dev set itself,
+its last one was not. A gain's interval is from 10,000 resamples of seeds and
+dev examples; p is McNemar's, of the ensembles.
 """
 
 import json

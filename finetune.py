@@ -416,6 +416,9 @@ def train(holding: ExitStack) -> None:
                 best_facts = state.best | {"sha256": files.file_sha256(best)}
                 files.write_json(out / "run.json", facts | {"best": best_facts, "ended": record.now()})
             print(f"best: {record.describe(state.best)}")
+            if init_from == "scratch":
+                wrong = 1 - state.best["accuracy"]
+                print(f"note: a small model without GPT-2's weights is a toy: wrong on {wrong:.0%} of the dev set")
             if state.skipped:
                 print(f"skipped: {state.skipped} of {state.step} steps, whose gradient was not finite in float16")
             print(f"wall time {timedelta(seconds=round(state.seconds))}; the results are in {out}{os.sep}")

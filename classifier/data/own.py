@@ -276,8 +276,7 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
     labels, hint = train.labels, "add texts, change --dev_share, or pass a file with --dev"
     _, first, sentence_of_row = np.unique(hash_sentences(train.texts), return_index=True, return_inverse=True)
     if train.groups:
-        group_of_row = _connected(sentence_of_row, train.groups)
-        in_dev = _choose_groups(labels, group_of_row, share, seed)[group_of_row]
+        in_dev = _choose_groups(labels, _connected(sentence_of_row, train.groups), share, seed)
         if not in_dev.any():
             problem = "each is too large or has all rows of a class"
             raise UserError(f"no group can be dev for a share of {share}: {problem}: {hint}")
@@ -310,31 +309,22 @@ def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
 
 
 def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose groups such that dev's rows, all and of each class, come as close to the share as can be: (groups,) bool.
+    """Draw groups 300 times; return the rows of the draw nearest to the share, in all and of each class: (rows,) bool.
 
-    Goes through the groups in random order, three times, and moves each into dev or back if that lowers the sum of the
-    squared differences and train keeps a row of each class. Takes the best of ten orders.
+    Train keeps a row of each class. No row is chosen if no draw allows that.
     """
-    from scipy.sparse import coo_array
+    from sklearn.model_selection import GroupShuffleSplit
 
-    columns = np.append(labels, np.full(len(labels), int(labels.max()) + 1))  # a class's, and one for all rows
-    counts = coo_array((np.ones(len(columns)), (np.tile(group_of_row, 2), columns))).tocsr()  # (groups, K + 1)
-    everything, random = counts.sum(axis=0), np.random.default_rng(seed)
-    wanted, least, best = (1 - share) * everything, math.inf, None
-    for _ in range(10):
-        in_dev, in_train = np.zeros(counts.shape[0], dtype=bool), everything.copy()
-        for group in np.tile(random.permutation(len(in_dev)), 3):
-            part = slice(counts.indptr[group], counts.indptr[group + 1])
-            columns, rows = counts.indices[part], counts.data[part]
-            if in_dev[group]:
-                rows = -rows
-            now = in_train[columns]
-            if rows @ (2 * (now - wanted[columns]) - rows) > 0 and (rows < now).all():
-                in_dev[group] = not in_dev[group]
-                in_train[columns] = now - rows
-        difference = ((in_train - wanted) ** 2).sum()
-        if difference < least:
-            least, best = difference, in_dev
+    best, least = np.zeros(len(labels), dtype=bool), math.inf
+    groups, rows = len(np.unique(group_of_row)), np.bincount(labels)
+    if groups == 1:
+        return best
+    draws = GroupShuffleSplit(300, test_size=max(1, round(share * groups)), random_state=seed)
+    for _, dev in draws.split(labels, groups=group_of_row):
+        in_dev = np.bincount(labels[dev], minlength=len(rows))
+        difference = ((in_dev - share * rows) ** 2).sum() + (len(dev) - share * len(labels)) ** 2
+        if difference < least and (in_dev < rows)[rows > 0].all():
+            least, best = difference, np.isin(np.arange(len(labels)), dev)
     return best
 
 

@@ -64,10 +64,10 @@ def main() -> None:
         tell(f"kept {config}, which may have your changes (--overwrite replaces it)")
     else:
         config.parent.mkdir(exist_ok=True)
+        block_size = suggest_block_size(lengths)
         with written_whole(config, "w") as f:
             f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
-        share = (lengths > suggest_block_size(lengths)).mean()
-        print(f"wrote {config}: block_size {suggest_block_size(lengths)} truncates {share:.2%} of the texts")
+        print(f"wrote {config}: block_size {block_size} truncates {(lengths > block_size).mean():.2%} of the texts")
     print(f"next: python finetune.py {config}")
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import chain, compress
@@ -66,13 +67,15 @@ def choose_columns(
         found["text"], reasons["text"] = [_find_column(table, name) for name in trained_on], "as in training"
     is_header = bool(found)
     for role in (*needed, *welcome):
-        free = [name for name in table.columns if name not in chain(*found.values())]
+        if role in found:
+            continue
+        free = dict.fromkeys(name for name in table.columns if name not in chain(*found.values()))
         first, second = ([name for name in free if _lower(name) in names] for names in USUAL_NAMES[role])
-        usual = list(dict.fromkeys(first or second))
-        if role not in found and role in needed and len(usual) > 1:
-            raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
-        if role not in found and len(usual) == 1:
+        usual = first or second
+        if len(usual) == 1:
             found[role], reasons[role] = usual, "by its name"
+        elif usual and role in needed:
+            raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
     missing = [role for role in needed if role not in found]
     if missing and table.header and not is_header:
         _refuse_example(table)
@@ -330,6 +333,8 @@ def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, s
 
 def count_repeats(sentences: np.ndarray, labels: Sequence[int] | None) -> tuple[int, int]:
     """Return how many sentences, (rows,) hashes, are in several rows, and how many of them with different labels."""
-    _, numbers, rows = np.unique(sentences, return_inverse=True, return_counts=True)
-    pairs = np.unique(numbers * MAX_CLASSES + (0 if labels is None else labels))  # of sentence and label
-    return int((rows > 1).sum()), int((np.bincount(pairs // MAX_CLASSES) > 1).sum())
+    if labels is None:
+        labels = [None] * len(sentences)
+    rows = Counter(sentences.tolist())
+    different = Counter(sentence for sentence, _ in set(zip(sentences.tolist(), labels, strict=True)))
+    return sum(count > 1 for count in rows.values()), sum(count > 1 for count in different.values())

@@ -312,22 +312,23 @@ def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
 
 
 def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Draw groups 300 times; return the rows of the draw nearest to the share, in all and of each class: (rows,) bool.
+    """Return dev's rows, the first groups of the best of 300 random orders, as many as meet the share: (rows,) bool.
 
-    Train keeps a row of each class. No row is chosen if no draw allows that.
+    The best is nearest to the share in all rows and in those of each class, and leaves a row of each class in train. No
+    row is chosen if no order does.
     """
-    from sklearn.model_selection import GroupShuffleSplit
-
+    random, sizes, rows = np.random.default_rng(seed), np.bincount(group_of_row), np.bincount(labels)
     best, least = np.zeros(len(labels), dtype=bool), math.inf
-    groups, rows = len(np.unique(group_of_row)), np.bincount(labels)
-    if groups == 1:
-        return best
-    draws = GroupShuffleSplit(300, test_size=max(1, round(share * groups)), random_state=seed)
-    for _, dev in draws.split(labels, groups=group_of_row):
-        in_dev = np.bincount(labels[dev], minlength=len(rows))
-        difference = ((in_dev - share * rows) ** 2).sum() + (len(dev) - share * len(labels)) ** 2
-        if difference < least and (in_dev < rows)[rows > 0].all():
-            least, best = difference, np.isin(np.arange(len(labels)), dev)
+    for _ in range(300):
+        order = random.permutation(len(sizes))
+        last = np.abs(sizes[order].cumsum() - share * len(labels)).argmin()
+        is_chosen = np.zeros(len(sizes), dtype=bool)
+        is_chosen[order[: last + 1]] = True
+        in_dev = is_chosen[group_of_row]
+        found = np.bincount(labels[in_dev], minlength=len(rows))  # of each class
+        difference = ((found - share * rows) ** 2).sum() + (in_dev.sum() - share * len(labels)) ** 2
+        if difference < least and (found < rows)[rows > 0].all():
+            best, least = in_dev, difference
     return best
 
 

@@ -161,7 +161,8 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
 def classify_texts(classifiers: list[Classifier], words: list[str], is_explained: bool) -> None:
     """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
     first, answer = classifiers[0], partial(log_probabilities, classifiers)
-    blank, unreadable, at_once = [], [], 256
+    blank, unreadable = [], []
+    at_once = 1 if sys.stdin.isatty() else 256  # a person who types waits for an answer to each line
     if words != ["-"]:
         texts = iter([first.join_columns(words)])
     elif len(first.text_columns) > 1:
@@ -169,8 +170,6 @@ def classify_texts(classifiers: list[Classifier], words: list[str], is_explained
         raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
     else:
         texts = decode_lines(sys.stdin.buffer, blank, unreadable)
-        if sys.stdin.isatty():  # a person who types waits for an answer to each line
-            at_once = 1
     print(report.answer_header(first.label_names))
     while some := list(islice(texts, at_once)):
         for text, probabilities in zip(some, answer(some).exp().numpy(), strict=True):

@@ -1,8 +1,8 @@
 """Load GPT-2's weights from all common formats, and convert them back.
 
 transformers and huggingface_hub find or download the files, safetensors and torch read them, and load_state_dict names
-tensors that are missing, unknown or of another shape. Checked here: the function is GPT-2's, all numbers are finite, and
-a stored head has the data's classes.
+tensors that are missing, unknown or of another shape. Checked here: the function is GPT-2's, all numbers are finite,
+and a stored head has the data's classes.
 """
 
 import json
@@ -72,10 +72,10 @@ def load_gpt2(
 def read_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read config.json and the tensors, by our names, from a folder or the hub."""
     config, *files = find_files(name)
-    weights = {}
+    theirs, weights = read_file(config), {}
     for file in files:
         weights |= {name: transposed(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
-    return read_file(config), weights
+    return theirs, weights
 
 
 def find_files(name: str) -> list[Path]:

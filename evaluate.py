@@ -87,7 +87,7 @@ def check_outputs(arguments: Namespace, classifiers: list[Classifier]) -> None:
 
         files += [arguments.plots / name for name in OF_A_SPLIT]
     if arguments.submission:
-        files += submission_paths(arguments.submission, classifiers)
+        files += submission_paths(arguments.submission, classifiers).values()
     for path in files:
         if path.exists() and not arguments.overwrite:
             raise UserError(f"{path} exists already: move it, or add --overwrite")
@@ -111,7 +111,7 @@ def report_on_split(
     answers = {name: predict_all(classifiers, each) for name, each in splits.items()}
     logits = answers[split.name]
     if arguments.submission:
-        for path, name in zip(submission_paths(arguments.submission, classifiers), SUBMISSION_SPLITS, strict=True):
+        for name, path in submission_paths(arguments.submission, classifiers).items():
             report.write_submission(path, splits[name], answers[name])
             print(f"wrote {path}")
     if arguments.predictions:
@@ -130,9 +130,10 @@ def report_on_split(
         report.print_errors(arguments.errors, logits, split, label_names)
 
 
-def submission_paths(folder: Path, classifiers: list[Classifier]) -> list[Path]:
-    """Return the CS224N project's file names, for each of SUBMISSION_SPLITS."""
-    return [folder / f"finetune-{classifiers[0].saved['data']['task']}-{name}-out.csv" for name in SUBMISSION_SPLITS]
+def submission_paths(folder: Path, classifiers: list[Classifier]) -> dict[str, Path]:
+    """Return split -> the CS224N project's file name."""
+    task = classifiers[0].saved["data"]["task"]
+    return {split: folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS}
 
 
 def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split) -> None:
@@ -148,10 +149,8 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
     with torch.no_grad():
         classifier.model.head.weight /= found["temperature"]
         classifier.model.head.bias /= found["temperature"]
-    written_anew = ("format", "format_version", "config", "model")
-    parts = {name: part for name, part in classifier.saved.items() if name not in written_anew}
-    parts["run"] = parts["run"] | {"calibration": found | {"folder": folder}}
-    checkpoint.save(path, classifier.model, **parts)
+    run = classifier.saved["run"] | {"calibration": found | {"folder": folder}}
+    checkpoint.save(path, classifier.model, **classifier.saved | {"run": run})
     errors.tell(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
 
 
@@ -162,7 +161,8 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
 def classify_texts(classifiers: list[Classifier], words: list[str], is_explained: bool) -> None:
     """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
     first, answer = classifiers[0], partial(log_probabilities, classifiers)
-    blank, unreadable, at_once = [], [], 256
+    blank, unreadable = [], []
+    at_once = 1 if sys.stdin.isatty() else 256  # a person who types waits for an answer to each line
     if words != ["-"]:
         texts = iter([first.join_columns(words)])
     elif len(first.text_columns) > 1:
@@ -170,8 +170,6 @@ def classify_texts(classifiers: list[Classifier], words: list[str], is_explained
         raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
     else:
         texts = decode_lines(sys.stdin.buffer, blank, unreadable)
-        if sys.stdin.isatty():  # a person who types waits for an answer to each line
-            at_once = 1
     print(report.answer_header(first.label_names))
     while some := list(islice(texts, at_once)):
         for text, probabilities in zip(some, answer(some).exp().numpy(), strict=True):

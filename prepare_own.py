@@ -37,14 +37,16 @@ best_by = "macro_f1"
 def main() -> None:
     options = read_options()
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
-    files = {split: files for split in ("train", "dev", "test") if (files := getattr(options, split))}
+    files = {"train": options.train, "dev": options.dev, "test": options.test}
+    files = {split: paths for split, paths in files.items() if paths}
     refuse_irregular(config)
     splits, text_columns = read_splits(files, options)
     if not options.overwrite:
         sources = source_name(files["train"]), source_name(files.get("dev", files["train"]))
         refuse_to_replace(folder, options.name, sources, text_columns)
     labels, names = own.name_classes(splits["train"], options.labels)
-    if 2 * len(labels) > (rows := len(splits["train"].texts)):
+    rows = len(splits["train"].texts)
+    if 2 * len(labels) > rows:
         tell(f"note: {len(labels):,} classes in {rows:,} rows: if this is not the label column, pass --label_column")
     splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
     if "dev" not in splits:
@@ -54,7 +56,8 @@ def main() -> None:
         tell(f"dev: {in_dev.sum():,} of {counted(len(in_dev), 'row')}, drawn at random (--dev takes a file instead)")
         files["dev"] = files["train"]
     counts = np.bincount(splits["dev"].labels, minlength=len(names))
-    if few := [name for name, count in zip(names, counts, strict=True) if count < 5]:
+    few = [name for name, count in zip(names, counts, strict=True) if count < 5]
+    if few:
         tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: too few to measure")
     as_read = {"labels": labels, "text_columns": text_columns}
     prepare(options.name, splits, files, names, as_read, folder)
@@ -64,10 +67,10 @@ def main() -> None:
         tell(f"kept {config}, which may have your changes (--overwrite replaces it)")
     else:
         config.parent.mkdir(exist_ok=True)
+        block_size = suggest_block_size(lengths)
         with written_whole(config, "w") as f:
             f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
-        share = (lengths > suggest_block_size(lengths)).mean()
-        print(f"wrote {config}: block_size {suggest_block_size(lengths)} truncates {share:.2%} of the texts")
+        print(f"wrote {config}: block_size {block_size} truncates {(lengths > block_size).mean():.2%} of the texts")
     print(f"next: python finetune.py {config}")
 
 
@@ -135,8 +138,8 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
         before = tuple(meta["splits"][split]["source"]["name"] for split in ("train", "dev"))
         if (meta["task"], before, meta.get("text_columns", text_columns)) == (name, sources, text_columns):
             return
-    what = f"{' + '.join(text_columns)} of {sources[0]} (train) and {sources[1]} (dev)"
-    raise UserError(f"{folder} was not prepared from {what}: choose another --name, or add --overwrite")
+    wanted = f"{' + '.join(text_columns)} of {sources[0]} (train) and {sources[1]} (dev)"
+    raise UserError(f"{folder} was not prepared from {wanted}: choose another --name, or add --overwrite")
 
 
 # -----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Load GPT-2's weights, from any form in which people have them, and convert them back.
+"""Load GPT-2's weights from all common formats, and convert them back.
 
 transformers and huggingface_hub find or download the files, safetensors and torch read them, and load_state_dict names
-what is missing, unknown or of another shape. Checked here: the function is GPT-2's, every parameter is filled, none is
-made up, and a stored head has the data's classes.
+tensors that are missing, unknown or of another shape. Checked here: the function is GPT-2's, all numbers are finite,
+and a stored head has the data's classes.
 """
 
 import json
@@ -224,9 +224,9 @@ def check_head(source: str, classes: int, id2label: Any, num_classes: int, label
     if not label_names or not isinstance(id2label, dict):
         return
     stored = [str(id2label.get(str(number))) for number in range(classes)]
-    theirs, ours = ", ".join(stored), ", ".join(label_names)
     if stored in (label_names, [f"LABEL_{number}" for number in range(classes)]):  # the default says nothing
         return
+    theirs, ours = ", ".join(stored), ", ".join(label_names)
     if sorted(stored) == sorted(label_names):
         raise UserError(
             f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: prepare the data "

@@ -33,11 +33,8 @@ Classes: {{ classes }}. The last {{ tokens }} tokens of a text are read; an empt
 def model_card(classifier: Classifier, tokens: int) -> str:
     """Return the text of README.md, for a model that reads so many tokens of a text."""
     data, run, progress = (classifier.saved[part] for part in ("data", "run", "progress"))
-    task, best, base = (
-        data["task"],
-        progress["best"],
-        HUB_NAMES.get(run.get("initial_weights") or run["settings"].get("init_from")),
-    )
+    task, best = data["task"], progress["best"]
+    base = HUB_NAMES.get(run.get("initial_weights") or run["settings"].get("init_from"))
     header = ModelCardData(library_name="transformers", pipeline_tag="text-classification", base_model=base)
     header.license = "mit" if base else None  # of GPT-2's weights
     result = "No accuracy was measured for these weights."

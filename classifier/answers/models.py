@@ -44,7 +44,7 @@ class Classifier:
 
     path: str
     model: GPT
-    saved: dict[str, Any]  # the checkpoint's other parts
+    saved: dict[str, Any]  # the checkpoint's data, settings, progress and run
     dtype: torch.dtype = torch.float32  # of matrix products
 
     @classmethod
@@ -54,7 +54,7 @@ class Classifier:
         number_format, _ = choose_dtype(dtype, chosen)
         tune(chosen, number_format)
         model, saved = checkpoint.load(path)
-        saved = {part: saved[part] for part in saved.keys() - {"model", "optimizer"}}  # the model has its weights
+        saved = {part: saved[part] for part in ("data", "settings", "progress", "run")}
         check_vocabulary(model.config.vocab_size, str(path))
         return cls(str(path), model.to(chosen).eval(), saved, number_format)
 

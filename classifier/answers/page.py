@@ -84,14 +84,14 @@ def add_opener(label: str, text: str, box: gr.Textbox, tabs: gr.Tabs, ask: Calla
 
 def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label, str, gr.HighlightedText, gr.Textbox]]:
     """Yield the probabilities as soon as they are known, and again with the words; or a note on what is wrong."""
-    no_label, no_words = gr.Label(visible=False), (gr.HighlightedText(visible=False), gr.Textbox(visible=False))
-    count = len(text.split())
+    no_words = gr.HighlightedText(visible=False), gr.Textbox(visible=False)
+    problem, count = "", len(text.split())
     if not count:
-        yield no_label, "There is no text to classify: type one.", *no_words
-        return
-    if len(text) > MAX_CHARACTERS:
+        problem = "There is no text to classify: type one."
+    elif len(text) > MAX_CHARACTERS:
         problem = f"This text is too long: {len(text):,} characters, and the page takes {MAX_CHARACTERS:,}."
-        yield no_label, problem, *no_words
+    if problem:
+        yield gr.Label(visible=False), problem, *no_words
         return
     names, shares = classifiers[0].label_names, log_probabilities(classifiers, [text])[0].exp().tolist()
     bars = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1])[:MAX_BARS])
@@ -102,11 +102,8 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
     if count == 1:
         yield found, "A one-word text has nothing to leave out.", *no_words
     elif count > MAX_WORDS:
-        yield (
-            found,
-            f"This text has {count:,} words; their contributions are computed for up to {MAX_WORDS}.",
-            *no_words,
-        )
+        note = f"This text has {count:,} words; their contributions are computed for up to {MAX_WORDS}."
+        yield found, note, *no_words
     else:
         yield found, "Computing what each word contributes ...", *no_words
         _, words, contributions = explain(text, partial(log_probabilities, classifiers))

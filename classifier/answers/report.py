@@ -14,7 +14,7 @@ from classifier.answers.models import Classifier, example_text, log_probabilitie
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split
 from classifier.data.own import cells_of
-from classifier.data.rows import Table, ending_to_write, write_table
+from classifier.data.rows import Table, counted, ending_to_write, write_table
 from classifier.errors import printable
 from classifier.files import written_whole
 from classifier.training.predict import loss_and_accuracy, macro_f1
@@ -76,8 +76,7 @@ def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str
     probabilities, ids = logits.softmax(-1).numpy(), split.ids()
     predictions = probabilities.argmax(1)
     mistakes = most_confident_mistakes(logits, split.labels)
-    noun = "mistake" if len(mistakes) == 1 else "mistakes"
-    print(f"\nthe {min(count, len(mistakes)):,} most confident of {len(mistakes):,} {noun}")
+    print(f"\nthe {min(count, len(mistakes)):,} most confident of {counted(len(mistakes), 'mistake')}")
     for i in mistakes[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
         print("\n" + textwrap.fill(f"id {printable(ids[i])}: {truth}, predicted {predicted}", WIDTH))
@@ -140,10 +139,7 @@ def answer_table(classifiers: list[Classifier], table: Table, text_columns: list
     ending = ending_to_write(path, table, names)
     found = log_probabilities(classifiers, cells_of(table, text_columns))
     probabilities = found.exp().numpy().round(6)
-    predictions = [
-        None if np.isnan(row[0]) else label_names[number]
-        for row, number in zip(probabilities, np.nan_to_num(probabilities).argmax(1), strict=True)
-    ]
+    predictions = [None if np.isnan(row[0]) else label_names[row.argmax()] for row in probabilities]
     columns = (predictions, probabilities.max(1), *probabilities.T)
     write_table(path, ending, table, dict(zip(names, columns, strict=True)))
     return found

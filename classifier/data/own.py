@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import chain, compress
@@ -66,13 +67,15 @@ def choose_columns(
         found["text"], reasons["text"] = [_find_column(table, name) for name in trained_on], "as in training"
     is_header = bool(found)
     for role in (*needed, *welcome):
-        free = [name for name in table.columns if name not in chain(*found.values())]
+        if role in found:
+            continue
+        free = dict.fromkeys(name for name in table.columns if name not in chain(*found.values()))
         first, second = ([name for name in free if _lower(name) in names] for names in USUAL_NAMES[role])
-        usual = list(dict.fromkeys(first or second))
-        if role not in found and role in needed and len(usual) > 1:
-            raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
-        if role not in found and len(usual) == 1:
+        usual = first or second
+        if len(usual) == 1:
             found[role], reasons[role] = usual, "by its name"
+        elif usual and role in needed:
+            raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
     missing = [role for role in needed if role not in found]
     if missing and table.header and not is_header:
         _refuse_example(table)
@@ -276,8 +279,7 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
     labels, hint = train.labels, "add texts, change --dev_share, or pass a file with --dev"
     _, first, sentence_of_row = np.unique(hash_sentences(train.texts), return_index=True, return_inverse=True)
     if train.groups:
-        group_of_row = _connected(sentence_of_row, train.groups)
-        in_dev = _choose_groups(labels, group_of_row, share, seed)[group_of_row]
+        in_dev = _choose_groups(labels, _connected(sentence_of_row, train.groups), share, seed)
         if not in_dev.any():
             problem = "each is too large or has all rows of a class"
             raise UserError(f"no group can be dev for a share of {share}: {problem}: {hint}")
@@ -310,36 +312,30 @@ def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
 
 
 def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose groups such that dev's rows, all and of each class, come as close to the share as can be: (groups,) bool.
+    """Return dev's rows, the first groups of the best of 300 random orders, as many as meet the share: (rows,) bool.
 
-    Goes through the groups in random order, three times, and moves each into dev or back if that lowers the sum of the
-    squared differences and train keeps a row of each class. Takes the best of ten orders.
+    The best is nearest to the share in all rows and in those of each class, and leaves a row of each class in train. No
+    row is chosen if no order does.
     """
-    from scipy.sparse import coo_array
-
-    columns = np.append(labels, np.full(len(labels), int(labels.max()) + 1))  # a class's, and one for all rows
-    counts = coo_array((np.ones(len(columns)), (np.tile(group_of_row, 2), columns))).tocsr()  # (groups, K + 1)
-    everything, random = counts.sum(axis=0), np.random.default_rng(seed)
-    wanted, least, best = (1 - share) * everything, math.inf, None
-    for _ in range(10):
-        in_dev, in_train = np.zeros(counts.shape[0], dtype=bool), everything.copy()
-        for group in np.tile(random.permutation(len(in_dev)), 3):
-            part = slice(counts.indptr[group], counts.indptr[group + 1])
-            columns, rows = counts.indices[part], counts.data[part]
-            if in_dev[group]:
-                rows = -rows
-            now = in_train[columns]
-            if rows @ (2 * (now - wanted[columns]) - rows) > 0 and (rows < now).all():
-                in_dev[group] = not in_dev[group]
-                in_train[columns] = now - rows
-        difference = ((in_train - wanted) ** 2).sum()
-        if difference < least:
-            least, best = difference, in_dev
+    random, sizes, rows = np.random.default_rng(seed), np.bincount(group_of_row), np.bincount(labels)
+    best, least = np.zeros(len(labels), dtype=bool), math.inf
+    for _ in range(300):
+        order = random.permutation(len(sizes))
+        last = np.abs(sizes[order].cumsum() - share * len(labels)).argmin()
+        is_chosen = np.zeros(len(sizes), dtype=bool)
+        is_chosen[order[: last + 1]] = True
+        in_dev = is_chosen[group_of_row]
+        found = np.bincount(labels[in_dev], minlength=len(rows))  # of each class
+        difference = ((found - share * rows) ** 2).sum() + (in_dev.sum() - share * len(labels)) ** 2
+        if difference < least and (found < rows)[rows > 0].all():
+            best, least = in_dev, difference
     return best
 
 
 def count_repeats(sentences: np.ndarray, labels: Sequence[int] | None) -> tuple[int, int]:
     """Return how many sentences, (rows,) hashes, are in several rows, and how many of them with different labels."""
-    _, numbers, rows = np.unique(sentences, return_inverse=True, return_counts=True)
-    pairs = np.unique(numbers * MAX_CLASSES + (0 if labels is None else labels))  # of sentence and label
-    return int((rows > 1).sum()), int((np.bincount(pairs // MAX_CLASSES) > 1).sum())
+    if labels is None:
+        labels = [None] * len(sentences)
+    rows = Counter(sentences.tolist())
+    different = Counter(sentence for sentence, _ in set(zip(sentences.tolist(), labels, strict=True)))
+    return sum(count > 1 for count in rows.values()), sum(count > 1 for count in different.values())

@@ -56,7 +56,8 @@ class Table(NamedTuple):
 
     def _text(self, row: int, name: str, value: Any) -> str:
         if isinstance(value, str):
-            return value if value.isascii() else _without_lone_surrogates(value)
+            # a lone surrogate, as JavaScript leaves when it cuts an emoji in two, is replaced
+            return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
             raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number")
@@ -330,11 +331,6 @@ def _read_json(path: Path, text: str) -> Table:
     if not lines:
         raise UserError(f"{path} is empty: {EXPECTED}")
     return Table(path, list(columns), list(columns.values()), lines)
-
-
-def _without_lone_surrogates(text: str) -> str:
-    """Replace each lone surrogate, as JavaScript leaves when it cuts an emoji in two."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_parquet(path: Path, content: bytes) -> Table:

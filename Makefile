@@ -15,16 +15,18 @@ sst: .venv/ready ## the real job on SST: prepare (SOURCE=DIR: from there), fine-
 	$(PY) finetune.py config/finetune_sst.py
 	$(PY) evaluate.py --ckpt out/best.pt
 
-cfimdb: .venv/ready ## the same on CFIMDB
+cfimdb: .venv/ready ## the real job on CFIMDB
 	$(PY) prepare_cfimdb.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) finetune.py config/finetune_cfimdb.py
 	$(PY) evaluate.py --ckpt out-cfimdb/best.pt
 
-record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences, five on their phrases, too, and a table
+record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences, five with their phrases, and a table
 	$(PY) prepare_sst.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) prepare_sst.py --phrases $(if $(SOURCE),--source $(SOURCE))
-	$(PY) finetune.py config/finetune_sst.py --seeds=1,2,3,4,5 --out_dir=out-record/sentences
-	$(PY) finetune.py config/finetune_sst_phrases.py --seeds=1,2,3,4,5 --out_dir=out-record/phrases
+	for s in 1 2 3 4 5; do \
+		$(PY) finetune.py config/finetune_sst.py --seed=$$s --out_dir=out-record/sentences/seed-$$s && \
+		$(PY) finetune.py config/finetune_sst_phrases.py --seed=$$s --out_dir=out-record/phrases/seed-$$s || exit 1; \
+	done
 	$(PY) bench/seeds.py out-record/sentences out-record/phrases
 
 test: .venv/ready-dev ## formatting, lint and the whole test suite
@@ -32,7 +34,7 @@ test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff check .
 	$(PY) -m pytest
 
-gpu: .venv/ready-dev ## where there is a CUDA GPU: everything about it checked, then measured (SOURCE=DIR as above)
+gpu: .venv/ready-dev ## on a machine with a CUDA GPU: test and measure everything about it (SOURCE=DIR as above)
 	@$(PY) -c "from classifier import device, errors; errors.run(lambda: device.choose_device('cuda'))"
 	@$(MAKE) --keep-going gpu-tests gpu-speed
 
@@ -44,10 +46,10 @@ gpu-speed:
 	$(PY) prepare_cfimdb.py $(if $(SOURCE),--source $(SOURCE))
 	$(PY) bench/throughput.py --device cuda --out bench/gpu --overwrite
 
-torture: .venv/ready-dev ## faults at every system call, broken files and a long run, in full
+torture: .venv/ready-dev ## the long tests in full: faults at every system call, broken files, a long run
 	TORTURE=1 $(PY) -m pytest tests/test_survival.py tests/test_faults.py tests/test_fuzz.py
 
-# torch 2.13.0, with which all was tested; but one that is there already, for an older GPU, stays
+# torch 2.13.0, which the tests ran with, unless there is one already, such as a build for an older GPU
 .venv/ready: requirements.txt
 	@echo "installing into .venv (1.4 GB, with a CUDA build of PyTorch more)"
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,7 @@
 """Prepare CFIMDB, polar film reviews in two classes: data/cfimdb/*.bin.
 
 python prepare_cfimdb.py                # downloads the files that are missing
-python prepare_cfimdb.py --source DIR   # takes the TSV files from DIR
-python prepare_cfimdb.py --detokenize   # "It 's fun ." becomes "It's fun."
+python prepare_cfimdb.py --source DIR   # reads the files from DIR
 """
 
 from pathlib import Path
@@ -11,20 +10,21 @@ from classifier import errors
 from classifier.data.download import find_files
 from classifier.data.prepare import course_parser, prepare_course
 
+URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/7ac8260577fc12a86c7aaf38918056c30054ef39/data/"
 FILES = {  # split: (file name, sha256)
     "train": ("ids-cfimdb-train.csv", "140fc513045a966109faed46a5c7a898767b96714d71bcb9c15f659129fadcea"),
     "dev": ("ids-cfimdb-dev.csv", "3087f571b66860fe5d035b5a018d08202ad3fd3720e4821c04b2acf6c7ded559"),
     "test": ("ids-cfimdb-test-student.csv", "7ae611548c9eac879e9ebb406cc9f8ae68ff12f78090e4965af5cbdfa06240f4"),
 }
-LABEL_NAMES = ["negative", "positive"]
+COLUMNS = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}
+LABELS = {"0": "negative", "1": "positive"}
 FOLDER = Path("data/cfimdb")
-BLOCK_SIZE = 512  # as in config/finetune_cfimdb.py; only the table uses it
 
 
 def main() -> None:
     options = course_parser(__doc__).parse_args()
-    files = find_files(FILES, options.source, FOLDER)
-    prepare_course("cfimdb", files, LABEL_NAMES, BLOCK_SIZE, FOLDER, options.detokenize)
+    files = find_files(FILES, options.source, FOLDER, URL)
+    prepare_course(FOLDER.name, files, COLUMNS, LABELS, FOLDER)
 
 
 if __name__ == "__main__":

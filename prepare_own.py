@@ -4,9 +4,9 @@ python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
 python prepare_own.py --train my.csv --name mytask   # a tenth becomes dev
 
 A file is .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx, text also packed
-(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one a class.
-Run it again after a change of the files: data/NAME is made anew,
-config/finetune_NAME.py is kept.
+(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one per class.
+When a file has changed, run the command again: it replaces data/NAME and
+keeps config/finetune_NAME.py.
 """
 
 import math
@@ -22,18 +22,16 @@ import numpy as np
 from classifier import errors
 from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.prepare import named, prepare
-from classifier.data.rows import read_table
+from classifier.data.prepare import prepare, source_name
+from classifier.data.rows import counted, read_table
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
-LONGEST = 1024  # GPT-2's
 UNBALANCED = """
-# the largest class is more than five times the smallest: all count alike
+# the largest class is more than five times the smallest: each class gets the same weight
 class_weights = "balanced"
 best_by = "macro_f1"
 """
-TOKENS_AT_ONCE = 4096  # batch_size x block_size of the suggested settings
 
 
 def main() -> None:
@@ -43,45 +41,42 @@ def main() -> None:
     refuse_irregular(config)
     splits, text_columns = read_splits(files, options)
     if not options.overwrite:
-        sources = named(files["train"]), named(files.get("dev", files["train"]))
+        sources = source_name(files["train"]), source_name(files.get("dev", files["train"]))
         refuse_to_replace(folder, options.name, sources, text_columns)
     labels, names = own.name_classes(splits["train"], options.labels)
     if 2 * len(labels) > (rows := len(splits["train"].texts)):
-        tell(f"are these classes? there are {len(labels):,} in {rows:,} rows (else: --label_column)")
+        tell(f"note: {len(labels):,} classes in {rows:,} rows: if this is not the label column, pass --label_column")
     splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
     if "dev" not in splits:
         train = splits.pop("train")
         in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
-        splits = {"train": train.chosen(~in_dev), "dev": train.chosen(in_dev)} | splits
-        tell(f"dev: {in_dev.sum():,} of {len(in_dev):,} rows, set aside at random (--dev names a file instead)")
+        splits = {"train": train.select(~in_dev), "dev": train.select(in_dev)} | splits
+        tell(f"dev: {in_dev.sum():,} of {counted(len(in_dev), 'row')}, drawn at random (--dev takes a file instead)")
         files["dev"] = files["train"]
     counts = np.bincount(splits["dev"].labels, minlength=len(names))
     if few := [name for name, count in zip(names, counts, strict=True) if count < 5]:
-        tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: of that next to nothing is measured")
+        tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: too few to measure")
     as_read = {"labels": labels, "text_columns": text_columns}
-    prepare(options.name, splits, files, names, as_read, LONGEST, folder)
-    if names != list(map(str, range(len(names)))):
-        shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20])) + ", ..." * (len(names) > 20)
-        print(textwrap.fill(f"labels: {shown}", 80, subsequent_indent="  "))  # with their joiners, as they are
-    print_repeats(splits)
+    prepare(options.name, splits, files, names, as_read, folder)
+    print_report(splits, names)
     lengths = np.diff(load_split(folder, "train").offsets)
     if config.exists() and not options.overwrite:
-        tell(f"kept {config}, which may hold your changes (--overwrite writes it anew)")
+        tell(f"kept {config}, which may have your changes (--overwrite replaces it)")
     else:
         config.parent.mkdir(exist_ok=True)
         with written_whole(config, "w") as f:
             f.write(config_text(options.name, np.bincount(splits["train"].labels), lengths))
-        block_size = suggest_block_size(lengths)
-        print(f"wrote {config}: block_size {block_size} cuts {(lengths > block_size).mean():.2%} of the texts")
+        share = (lengths > suggest_block_size(lengths)).mean()
+        print(f"wrote {config}: block_size {suggest_block_size(lengths)} truncates {share:.2%} of the texts")
     print(f"next: python finetune.py {config}")
 
 
 def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Examples], list[str]]:
-    """Return split -> examples, and the columns of their texts. Print what is done about the files."""
+    """Return split -> examples, and the names of their text columns; print how the files were read."""
     how = options.no_header, options.quoting, options.encoding
     tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
-    named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
-    columns, reasons = own.choose_columns(tables["train"][0], named)
+    columns = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
+    columns, reasons = own.choose_columns(tables["train"][0], columns)
     tell(f"columns: {reasons}")
     splits = {}
     for split in files:
@@ -94,36 +89,37 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
 
 
 def read_options() -> Namespace:
-    """Return the command line's options, checked as far as they can be without reading a file."""
+    """Parse the command line and check what can be checked without reading a file."""
     parser = errors.argument_parser(__doc__)
     add = parser.add_argument
     several = {"metavar": "FILE", "type": Path, "nargs": "+", "action": "extend"}
     add("--train", **several, required=True, help="the file to train on; several are read as one")
-    add("--dev", **several, help="the one to evaluate on (default: a share of --train)")
-    add("--test", **several, help="one to predict; it need not have labels")
+    add("--dev", **several, help="the file to evaluate on (default: a share of --train)")
+    add("--test", **several, help="a file to predict; it needs no labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
     column = {"metavar": "COLUMN", "default": []}
-    add("--text_column", **column, nargs="+", help="the texts (default: found by name, as text); several are joined")
-    add("--label_column", **column, nargs=1, help="their labels (default: found by name, as label, class)")
-    add("--id_column", **column, nargs=1, help="their ids (default: id if there is one, else the row's number)")
-    add("--group_column", **column, nargs=1, help="rows with the same cell here stay on one side of the dev split")
+    joined = "texts (default: found by name, as text); several columns are joined by line ends, in the order given"
+    add("--text_column", **column, nargs="+", help=joined)
+    add("--label_column", **column, nargs=1, help="labels (default: found by name, as label or class)")
+    add("--id_column", **column, nargs=1, help="ids (default: id if there is one, otherwise the row's number)")
+    add("--group_column", **column, nargs=1, help="rows with the same value here are not split between train and dev")
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
-    add("--quoting", choices=("csv", "none"), help="whose quotes are: CSV's, or the texts' own (default: found out)")
-    add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with its mark), as cp1252")
-    add("--strict", action="store_true", help="refuse what is else told in a line, as rows without a text")
+    add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
+    add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
+    add("--strict", action="store_true", help="refuse files that need a note, for example rows without a text")
     add("--labels", metavar="LABEL", nargs="+", default=[], help="the classes' names, in order (default: the labels)")
-    add("--dev_share", metavar="SHARE", type=float, default=0.1, help="what is set aside without --dev (default: 0.1)")
-    add("--seed", metavar="N", type=int, default=1337, help="another one sets others aside (default: 1337)")
+    add("--dev_share", metavar="SHARE", type=float, default=0.1, help="dev's share without --dev (default: 0.1)")
+    add("--seed", metavar="N", type=int, default=1337, help="draw other rows for dev (default: 1337)")
     add("--overwrite", action="store_true", help="replace config/finetune_NAME.py, and a data/NAME of other files")
     options = parser.parse_args()
     if not re.fullmatch("[a-z0-9_][a-z0-9_-]{,63}", options.name):
-        raise UserError(f"--name {options.name}: use a-z, 0-9, _ and - only, 64 at most, as in my-task")
+        raise UserError(f"--name {options.name}: use at most 64 of a-z, 0-9, _ and -, as in my-task")
     if Path(__file__).with_name(f"prepare_{options.name}.py").exists():
         raise UserError(f"--name {options.name}: taken by prepare_{options.name}.py; choose another name")
     if not 0 < options.dev_share <= 0.5:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if options.group_column and options.dev:
-        raise UserError("--group_column keeps rows together where a dev split is set aside: not with --dev")
+        raise UserError("--group_column only affects how dev is split off: remove it, or --dev")
     options.labels = [label.strip() for label in options.labels]
     if options.labels and len(set(options.labels)) < max(len(options.labels), 2):
         raise UserError(f"--labels must name at least two classes, each once, not {' '.join(options.labels)}")
@@ -131,7 +127,7 @@ def read_options() -> Namespace:
 
 
 def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_columns: list[str]) -> None:
-    """Raise a UserError if the folder holds anything but what was prepared of these columns of (train, dev) files."""
+    """Raise a UserError if the folder contains anything but data prepared from these columns of (train, dev) files."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
     with suppress(UserError):
@@ -140,53 +136,55 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
         if (meta["task"], before, meta.get("text_columns", text_columns)) == (name, sources, text_columns):
             return
     what = f"{' + '.join(text_columns)} of {sources[0]} (train) and {sources[1]} (dev)"
-    raise UserError(f"{folder} holds something else than {what}: choose another --name, or add --overwrite")
+    raise UserError(f"{folder} was not prepared from {what}: choose another --name, or add --overwrite")
 
 
 # -----------------------------------------------------------------------------
-# the report, and settings to begin with
+# the report, and suggested settings
 
 
-def print_repeats(splits: dict[str, own.Examples]) -> None:
-    """Print how many sentences stand in a split more than once, and with differing labels, and in two splits."""
+def print_report(splits: dict[str, own.Examples], names: list[str]) -> None:
+    """Print the first 20 classes, and how many sentences are repeated in a split, conflicting or in two splits."""
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
+    more = ", ..." if len(names) > 20 else ""
+    if names != [str(number) for number in range(len(names))]:
+        print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))  # tell would escape joiners
     hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
     for split, examples in splits.items():
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)
-        print(f"sentences more than once in {split}: {repeated:,}, with differing labels: {conflicting:,}")
+        print(f"sentences more than once in {split}: {repeated:,}, with different labels: {conflicting:,}")
     for one, other in combinations(splits, 2):
         both = len(np.intersect1d(hashes[one], hashes[other]))
         print(f"sentences in both {one} and {other}: {both:,}")
         if one == "train" and 10 * both > len(hashes[other]):
-            tell(f"note: what stands in train, too, flatters every figure that is measured on {other}")
+            tell(f"note: results on {other} will be too good, since many of its texts are in train, too")
 
 
 def suggest_block_size(lengths: np.ndarray) -> int:
     """Return the smallest multiple of 32 that at least 99% of the lengths do not exceed, at most GPT-2's 1,024."""
     p99 = np.percentile(lengths, 99, method="inverted_cdf")
-    return min(32 * math.ceil(p99 / 32), LONGEST)
+    return min(32 * math.ceil(p99 / 32), 1024)
 
 
 def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
-    """Return a config file for the full fine-tuning of GPT-2 small.
-
-    Args:
-        counts: (K,) texts of each class.
-        lengths: (examples,) tokens of each text.
-    """
+    """Return a config file for fine-tuning GPT-2 small; counts: (K,) texts per class, lengths: (examples,) tokens."""
     unbalanced = UNBALANCED if counts.max() > 5 * counts.min() else ""
     examples, block_size = len(lengths), suggest_block_size(lengths)
     step_size = 32 if examples <= 50_000 else 64 if examples <= 500_000 else 128
-    batch_size = min(step_size, 1 << int(math.log2(TOKENS_AT_ONCE // block_size)))  # a power of two
+    batch_size = min(step_size, 2 ** int(math.log2(4096 / block_size)))  # about 4,096 tokens at once
     epochs = 10 if examples < 2_000 else 4 if examples <= 50_000 else 2
     steps_per_epoch = math.ceil(examples / step_size)
+    scratch = "--init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1"
+    if epochs * steps_per_epoch < 100:
+        scratch += " --batch_size=8"  # so few steps of 32 examples teach it little
     return f"""\
-# GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {steps_per_epoch:,} optimizer step(s) an epoch
-# {(lengths > block_size).mean():.2%} of the texts are longer than block_size and keep their last tokens only
+# GPT-2 small on {name}, {len(counts)} classes: {examples:,} examples, {counted(steps_per_epoch, "step")} per epoch
+# block_size truncates {(lengths > block_size).mean():.2%} of the texts to their last tokens
 data_dir = "data/{name}"
 out_dir = "out-{name}"
 init_from = "gpt2"
 # a small model that needs no weights:
-# python finetune.py config/finetune_{name}.py --init_from=scratch --learning_rate=1e-3
+# python finetune.py config/finetune_{name}.py {scratch}
 
 block_size = {block_size}
 batch_size = {batch_size}

@@ -77,19 +77,18 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     if device.type == "cuda":
         token_budget = token_budget_for(model, dtype, free_memory())
     if compiled:
-        some = collate(texts, np.arange(min(len(split), 64)), token_budget)
-        compile_blocks(model, lambda: accumulate_gradient(model, scaler, some, dtype))
+        compile_blocks(model)
     steps = [epoch_order(len(split), 0, epoch)[: settings.examples] for epoch in range(whole_steps(device) + 2)]
     step, taken = collate(texts, steps[0], token_budget), []
-    for upcoming in steps[1:]:
+    for indices, upcoming in zip(steps, steps[1:], strict=False):
         if len(taken) == 1:  # the first was the warm-up
             started = synchronize(device)
         accumulate_gradient(model, scaler, step, dtype)
-        taken.append(step)
+        taken.append((indices, step))
         step = collate(texts, upcoming, token_budget)  # while the device computes, as finetune.py does
     seconds, sizes = synchronize(device) - started, []
-    for step in taken[1:]:
-        for chosen, (inputs, _) in zip(texts.cut(step.indices, token_budget), step.micro_batches, strict=True):
+    for indices, step in taken[1:]:
+        for chosen, (inputs, _) in zip(texts.cut(indices, token_budget), step.micro_batches, strict=True):
             sizes.append((len(chosen), int(texts.lengths[chosen].sum()), len(inputs.tokens)))
     return dtype, seconds, sizes
 

@@ -1,48 +1,57 @@
-"""Compare jobs of several seeds each, as a table; others gain on the first.
+r"""Compare jobs that were run with several seeds each; others gain on the first.
 
-python bench/seeds.py out-reference out-phrases   (out_dirs of finetune.py
-                                                  with --seeds=1,2,3)
+for s in 1 2 3; do python finetune.py config/finetune_sst.py --seed=$s \
+    --out_dir=out-reference/seed-$s; done
+python bench/seeds.py out-reference out-phrases
 python bench/seeds.py out-reference out-phrases --data_dir data/sst
 
-Mean and standard deviation are over the seeds. The best evaluation of a run was
-chosen on the dev set itself, the last one was not. A gain's interval is from
-10,000 resamples of seeds and dev examples; p is McNemar's, of the ensembles.
+The runs of a job must only differ in their seed. Mean and standard deviation
+are over the seeds. A run's best evaluation was chosen on the dev set itself,
+its last one was not. A gain's interval is from 10,000 resamples of seeds and
+dev examples; p is McNemar's, of the ensembles.
 """
 
+import json
+import statistics
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from classifier import errors
-from classifier.answers.models import load_all, predict_one
+from classifier.answers.models import Classifier
 from classifier.answers.significance import RESAMPLES, paired_difference
 from classifier.data.dataset import load_meta, load_split, training_files
 from classifier.errors import UserError
+from classifier.files import file_sha256
+from classifier.settings import MAY_CHANGE, differences
 from classifier.training.predict import average
-from classifier.training.seeds import ended_run
 
+# a job's runs may differ in these: they change no result
+FREE = (MAY_CHANGE | {"seed"}) - {"epochs", "max_steps", "patience", "init_from", "new_head"}
 HEADER = """\
 | job | seeds | best evaluation | last evaluation | ensemble of the best | gain, best | gain, last | p |
 |---|---:|---:|---:|---:|---:|---:|---:|"""
 
 
 class Job(NamedTuple):
-    """What the runs of a job have right on the dev set."""
+    """What the runs of a job get right on the dev set."""
 
-    best: np.ndarray  # (seeds, examples) bool, of each run's best.pt
-    last: np.ndarray  # (seeds, examples) bool, of each run's last.pt
-    ensemble: np.ndarray  # (examples,) bool, of the mean probabilities of the best
+    best: np.ndarray  # (seeds, examples) bool, with each run's best.pt
+    last: np.ndarray  # (seeds, examples) bool, with each run's last.pt
+    ensemble: np.ndarray  # (examples,) bool, by the mean probabilities of the best
 
 
 def main() -> None:
     parser = errors.argument_parser(__doc__)
-    parser.add_argument("jobs", nargs="+", metavar="DIR", help="an out_dir of finetune.py --seeds")
+    parser.add_argument("jobs", nargs="+", metavar="DIR", help="a folder with the out_dirs seed-1, seed-2 ... of a job")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared folder (default: the first job's)")
     arguments = parser.parse_args()
     folders = [seed_folders(Path(job)) for job in arguments.jobs]
+    for runs in folders:
+        print_seeds(runs)
     data_dir = arguments.data_dir or ended_run(folders[0][0])["data"]["folder"]
     jobs = [answers(runs, data_dir) for runs in folders]
     print(HEADER)
@@ -51,13 +60,55 @@ def main() -> None:
 
 
 def seed_folders(job: Path) -> list[Path]:
-    """Return the folders of a job's runs, all of them ended, in the order of their seeds."""
+    """Find the folders of a job's runs, in the order of their seeds.
+
+    Raises:
+        UserError: there are none, one has not ended, or they differ in more than their seed.
+    """
     folders = [path for path in job.glob("seed-*") if path.name.removeprefix("seed-").isdecimal()]
     if not folders:
-        raise UserError(f"{job} has no folders seed-N: finetune.py --seeds writes them")
-    for folder in folders:
-        ended_run(folder)  # raises where it has not ended
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
+        raise UserError(f"{job} has no folders seed-N, each the out_dir of a run of finetune.py")
+    folders.sort(key=lambda path: int(path.name.removeprefix("seed-")))
+    first = ended_run(folders[0])
+    for folder in folders[1:]:
+        run = ended_run(folder)
+        unlike = differences(first["settings"], run["settings"], FREE)
+        if run["data"]["files"] != first["data"]["files"]:
+            unlike = "they were trained on different data"
+        if unlike:
+            raise UserError(f"{folder} and {folders[0]} cannot have one mean: {unlike}")
+    return folders
+
+
+def ended_run(folder: Path) -> dict[str, Any]:
+    """Read the record of the run that has ended in a folder.
+
+    Raises:
+        UserError: there is none, or best.pt is not the file that it describes.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        ended, sha256 = run["ended"], run["best"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'run.json'} is no record of a run that has ended: resume the run first") from None
+    path = folder / "best.pt"
+    if not ended or not path.is_file() or sha256 != file_sha256(path):
+        raise UserError(f"{path} does not match the checksum in {folder / 'run.json'}")
+    return run
+
+
+def print_seeds(folders: list[Path]) -> None:
+    """Print the best evaluation of each run of a job, and their mean."""
+    runs = [ended_run(folder) for folder in folders]
+    measure = runs[0]["settings"].get("best_by", "accuracy")
+    best = [run["best"] for run in runs]
+    values = [evaluation[measure] for evaluation in best]
+    print(f"{'run':<40}{'best epoch':>12}{f'dev {measure}':>14}{'dev loss':>10}")
+    for folder, evaluation, value in zip(folders, best, values, strict=True):
+        print(f"{str(folder):<40}{evaluation['epoch']:>12.4g}{value:>14.3f}{evaluation['loss']:>10.4f}")
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    best_run = max(range(len(runs)), key=lambda run: (values[run], -best[run]["loss"]))
+    print(f"mean {statistics.mean(values):.4f}, standard deviation {deviation:.4f}; best: {folders[best_run]}\n")
 
 
 def answers(folders: list[Path], data_dir: str) -> Job:
@@ -72,8 +123,7 @@ def answers(folders: list[Path], data_dir: str) -> Job:
         if run["data"]["files"]["dev"] != dev_files:
             raise UserError(f"{folder} was evaluated on another dev set than {data_dir}'s")
         for name, found in logits.items():
-            [loaded], _ = load_all([str(folder / name)], dtype=run["dtype"])
-            found.append(predict_one(loaded, dev))
+            found.append(Classifier.load(folder / name, dtype=run["dtype"]).logits(dev))
     best, last = (np.stack([each.argmax(-1).numpy() == dev.labels for each in found]) for found in logits.values())
     return Job(best, last, average(logits["best.pt"]).argmax(-1).numpy() == dev.labels)
 

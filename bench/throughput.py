@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -118,7 +119,8 @@ def one_gpu() -> dict[str, str]:
 
 def measure(task: str, contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Return one contender's speed on one task, and what it took."""
-    settings = read_settings(str(REPO / "finetune.py"), [str(REPO / "config" / f"finetune_{task}.py")])
+    job = read_settings(str(REPO / "finetune.py"), [str(REPO / "config" / f"finetune_{task}.py")])
+    settings = SimpleNamespace(**vars(job))
     settings.examples = arguments.examples or settings.batch_size * settings.gradient_accumulation_steps
     settings.seconds, settings.device = arguments.seconds, torch.device(arguments.device)
     settings.shape = {"n_layer": arguments.n_layer, "n_head": arguments.n_head, "n_embd": arguments.n_embd}

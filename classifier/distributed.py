@@ -1,7 +1,4 @@
-"""Several processes on one job, as torchrun starts them: which one this is, its share, and what all of them agree on.
-
-With a single process nothing here does anything.
-"""
+"""Several processes on one job, as torchrun starts them. With a single process nothing here has any effect."""
 
 import os
 import sys
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-# before there is a group: functions in it have the group of that moment as a default, so that it would never end, and
-# a thread of gloo's that frees a tensor while Python ends aborts the process
+# imported before there is a process group, which its functions would keep alive as a default: then gloo's threads are
+# still running when Python exits, and abort it
 import torch.distributed.nn
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -23,26 +20,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classifier.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # for a process that is alive and silent; the first writes its checkpoints meanwhile
-# how gloo and NCCL word that another process has gone
+TIMEOUT = timedelta(minutes=10)  # for a silent process: the others wait while the first writes a checkpoint
+# gloo's and NCCL's words when another process has gone
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Be one of several processes, if torchrun has started any, for the length of a block.
-
-    Args:
-        device: the run's setting; each process takes the GPU of its number on its machine.
-
-    Raises:
-        UserError: there is no GPU for this process, the others cannot be reached, or one of them has ended.
-    """
+    """Join the other processes, if torchrun has started any, for the length of a block; `device` is the setting."""
     try:
-        _join(device)
+        if "LOCAL_RANK" in os.environ:  # torchrun sets it
+            _join(device, int(os.environ["LOCAL_RANK"]))
         yield
     except BaseException as error:
-        # its frames hold the replica, and that the group, whose threads and Python would at the end wait for each other
+        # its frames refer to the replica, and that to the group, whose threads would keep Python from exiting
         for each in filter(None, (error, error.__context__)):
             traceback.clear_frames(each.__traceback__)
         if is_lost_peer(error):
@@ -53,14 +44,11 @@ def joined(device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _join(device: str) -> None:
-    """Join the other processes, and leave printing to the first."""
-    if "LOCAL_RANK" not in os.environ:  # torchrun sets it
-        return
-    local = int(os.environ["LOCAL_RANK"])
+def _join(device: str, local: int) -> None:
+    """Join the other processes, take this process's GPU, and leave printing to the first process."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if 0 < gpus <= local:
-        raise UserError(f"process {local} of this machine has no GPU, there are {gpus}: lower --nproc_per_node")
+        raise UserError(f"process {local} of this machine has no GPU, there are only {gpus}: lower --nproc_per_node")
     if gpus:
         torch.cuda.set_device(local)
     try:
@@ -83,30 +71,25 @@ def size() -> int:
 
 
 def share(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return this process's part of some examples: every size()-th by length, so that all have as much to do.
-
-    Args:
-        indices: (n,) examples.
-        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
-    """
+    """Return this process's share of some examples, (n,) indices: every size()-th by length, for balanced work."""
     if size() == 1:
         return indices
     return indices[np.argsort(-lengths[indices], kind="stable")][rank() :: size()]
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """Return the model, of which several processes hold replicas with one gradient."""
+    """Wrap the model so that the processes' gradients are summed; a single process gets it as it is."""
     return model if size() == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def reducing(net: nn.Module, is_last: bool) -> AbstractContextManager:
-    """Return the context of a micro-batch's backward pass: the gradients go round once, with the last one."""
+    """Return the context of a micro-batch's backward pass: gradients are exchanged once a step, in the last one."""
     if not isinstance(net, DistributedDataParallel):
         return nullcontext()
     if not is_last:
         return net.no_sync()
-    # all must have come this far: gloo raises an error where a process has ended, while NCCL might wait for it until
-    # torchrun kills this one, in a kernel that no signal interrupts
+    # wait here for all: gloo raises an error if a process has ended, while NCCL would wait in a kernel that no signal
+    # can interrupt
     dist.all_reduce(torch.zeros(()))
     return nullcontext()
 
@@ -119,7 +102,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def refuse_differences(facts: dict[str, Any]) -> None:
-    """Raise a UserError where another process has other settings or other data than the first."""
+    """Raise a UserError if the settings or data of some process differ from the first one's."""
     if size() == 1:
         return
     everyones: list[dict[str, Any]] = [{}] * size()
@@ -127,9 +110,11 @@ def refuse_differences(facts: dict[str, Any]) -> None:
     for number, theirs in enumerate(everyones):
         differing = [key for key in facts if theirs.get(key) != everyones[0][key]]
         if differing:
-            raise UserError(f"process {number} has another {', '.join(differing)} than process 0: all need the same")
+            raise UserError(
+                f"process {number} and process 0 differ in {', '.join(differing)}: all processes need the same"
+            )
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an error says no more than that another process has ended, which has said why."""
+    """Return whether an error only says that another process has ended, whose own message says why."""
     return size() > 1 and any(words in str(error) for words in LOST)

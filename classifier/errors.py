@@ -1,34 +1,35 @@
-"""Errors for the person: one line on stderr and exit status 1, a traceback only for our own bugs."""
+"""Errors for the user: one line on stderr and exit status 1; a traceback only for our own bugs."""
 
 import argparse
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
-# how torch words it, on a CPU, on a GPU, and of cuBLAS
+# torch's words for it on a CPU, on a GPU, and cuBLAS's
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
 OUT_OF_MEMORY += ("ALLOC_FAILED",)
 
 
 class UserError(Exception):
-    """Something that input, files, settings or the machine caused. The message says what, where and what to do."""
+    """Caused by input, files, settings or the machine. The message says what is wrong, where, and what to do."""
 
 
 def run(main: Callable[[], Result]) -> Result:
-    """Return main(), the body of a script, and turn what the person can mend into one line on stderr.
+    """Return main(), the body of a script; print what the user can mend as one line on stderr.
 
-    Exit status: 1 for a UserError, an OSError (disk full, no permission), a missing package or exhausted memory; 130
-    for Ctrl-C.
+    Exit status: 1 for a UserError, an OSError, a missing package or exhausted memory; 130 for Ctrl-C.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as a daemon's
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="backslashreplace")  # no character shall stop the output
+        sys.stdout.reconfigure(errors="backslashreplace")  # no character may stop the output
     try:
         result = main()
         sys.stdout.flush()
@@ -36,33 +37,53 @@ def run(main: Callable[[], Result]) -> Result:
     except UserError as error:
         fail(str(error))
     except ModuleNotFoundError as error:
-        how = f"`pip install -r requirements.txt`, or `pip install {error.name}` for one that is only asked for here"
-        fail(f"the package {error.name} is not installed: run {how}")
-    except BrokenPipeError:  # the reader of our output left, as `head` does: nothing more to say to it
+        fail(f"the package {error.name} is not installed: run {how_to_install(error.name)}")
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
         end(1)
     except OSError as error:
-        fail(in_words(error))
+        fail(explain(error))
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            fail("out of memory: use a smaller token_budget, block_size or model, or free some")
+            fail("out of memory: use a smaller token_budget, block_size or model, or close other programs")
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # no compiler, or an older GPU
+            fail(f"torch.compile does not work on this machine ({str(error):.200}): leave out --compile=True")
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         end(130)  # 128 + SIGINT, as shells have it
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory, the machine's or the GPU's, was exhausted."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the machine's or the GPU's memory was exhausted."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def in_words(error: OSError) -> str:
-    """Return what the system says is wrong, and with which file if it names one."""
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+def explain(error: OSError) -> str:
+    """Return the system's message, the file if there is one, and the place in the code, but not in a library's."""
+    message = error.strerror or str(error)
+    if error.filename:
+        message = f"{error.filename}: {message}"
+    libraries = (sys.prefix, sys.base_prefix, "<")  # Python's own and what is installed
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(libraries):
+            return f"{message} ({Path(frame.filename).name}, line {frame.lineno})"
+    return message
+
+
+def how_to_install(package: str) -> str:
+    """Return the command that installs a package by the name under which it is imported."""
+    optional = {"pyarrow": "to read and write .parquet", "openpyxl": "to read and write .xlsx"}
+    optional |= {"tensorboard": "for tensorboard_log", "wandb": "for wandb_log"}
+    package = package.partition(".")[0]
+    if package in optional:
+        return f"`pip install {package}` {optional[package]}"
+    if package == "gradio":
+        return "`pip install -r requirements-app.txt`"
+    return "`pip install -r requirements.txt`"
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr, with the process's number if torchrun has started several, and exit with status 1."""
+    """Print one line on stderr, with the process's number under torchrun, and exit with status 1."""
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "
     print("error: " + who + printable(" ".join(message.split())), file=sys.stderr)
@@ -70,8 +91,8 @@ def fail(message: str) -> NoReturn:
 
 
 def end(status: int) -> NoReturn:
-    """Exit; what stdout still keeps and cannot take, on a full disk or without a reader, is dropped first."""
-    sys.unraisablehook = lambda _: None  # files that fail once more when they are closed at the end have been told of
+    """Exit; what stdout has buffered and cannot write, on a full disk or without a reader, is dropped."""
+    sys.unraisablehook = lambda _: None  # a file that fails again when it is closed at the end: that was reported
     try:
         sys.stdout.flush()
     except OSError:
@@ -81,17 +102,17 @@ def end(status: int) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """Return text with control characters made visible, which else could rewrite the terminal."""
+    """Return text with its control characters, which could rewrite the terminal, made visible."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def tell(line: str) -> None:
-    """Print something that is to be known, wrapped at 80 columns."""
+    """Print a note, wrapped at 80 columns."""
     print(textwrap.fill(printable(line), 80, subsequent_indent="  "))
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser that shows a script's docstring as it stands and fails like everything else here."""
+    """Return a parser that shows a script's docstring unchanged and reports errors in one line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (--help shows the options)")
     return parser

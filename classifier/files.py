@@ -9,28 +9,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.errors import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows: there two processes are not kept apart
-    fcntl = None
+from classifier.errors import UserError
 
 
 @contextmanager
 def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Give a file to write; at the end of the block it is on the disk and takes path's place.
+    """Open a file that takes path's place at the end of the block, when it is on the disk.
 
-    After an error, or a kill at any moment, path holds what it held before. What a kill leaves beside it, as .NAME.tmp,
-    the next writer writes over, and hold removes.
-
-    Args:
-        path: where the content goes, a regular file or nothing as yet; a link is followed.
-        mode: "wb", or "w" for UTF-8 text with line ends as they are written.
+    After an error, or a kill at any moment, path has its old content. A kill may leave .NAME.tmp beside it, which the
+    next writer replaces and hold removes. A link is followed. In mode "w" the text is UTF-8, its line ends as written.
 
     Raises:
-        UserError: something else than a file is there.
-        OSError: path cannot be written, or the disk is full.
+        UserError: path cannot be written, the disk is full, or something other than a file is there.
     """
     target = Path(os.path.realpath(path))
     refuse_irregular(target)
@@ -49,12 +41,12 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         # torch's writer hides the OSError of a full disk behind a RuntimeError of its own
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
+            raise UserError(f"cannot write {path}: {cause.strerror or cause}") from None
         raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON for people to read, too."""
+    """Write indented JSON, whole or not at all."""
     with written_whole(path, "w") as f:
         json.dump(content, f, indent=2, ensure_ascii=False)
         f.write("\n")
@@ -62,20 +54,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; at the end of the block it takes folder's place, after an error all is as it was.
+    """Make an empty folder that takes folder's place, with all that it contains, at the end of the block.
 
-    A kill in the last moment, when the old one has stepped aside, leaves neither: the same command again writes it.
-
-    Args:
-        folder: nothing as yet, or a folder, which is removed with all that it holds; a link is followed.
+    After an error all is as it was. A kill at the last moment, when the old folder has been moved aside, leaves
+    neither: the same command again writes it. A link is followed.
 
     Raises:
-        OSError: it cannot be written, or the disk is full.
+        UserError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.realpath(folder))
     new, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
-    for left in (new, old):  # by a killed process
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (new, old):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         new.mkdir()
         yield new
@@ -90,7 +80,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         if old.exists() and not target.exists():
             old.rename(target)
         if isinstance(error, OSError):
-            raise OSError(f"cannot write {folder}: {error.strerror or error}") from None
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -105,47 +95,49 @@ def to_disk(path: Path) -> None:
             os.close(handle)
 
 
-def hold(folder: Path) -> IO:
-    """Keep other processes from writing into a folder until the returned file is closed or this process ends.
+@contextmanager
+def hold(folder: Path) -> Iterator[os.stat_result]:
+    """Keep other processes from writing into a folder, made if need be, for the length of a block.
 
-    What a killed process has left, as .best.pt.tmp, is removed. The lock is the system's: it dies with its holder.
+    Leftovers of killed processes, such as .best.pt.tmp, are removed. Gives what is_held compares with.
 
     Raises:
-        UserError: a living process holds the folder.
+        UserError: another process holds the folder, or it cannot be written into.
     """
-    lock = open(folder / ".lock", "a+", encoding="ascii", errors="replace")
-    lock.seek(0)
-    holder = lock.read().strip()
     try:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        why = f"{folder} is in use by another process ({holder}): wait for it, or use another folder"
-        raise UserError(why) from None
-    except OSError:  # a file system without locks
-        pass
-    lock.truncate(0)
-    print(os.getpid(), file=lock, flush=True)
-    for path in folder.glob(".*.*.tmp"):  # as .best.pt.tmp
-        if path.is_file():
-            path.unlink()
-        elif path.name.startswith(".prepared."):  # prepare's, and nobody else's
-            shutil.rmtree(path)
-    return lock
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process: wait for it, or use another folder") from None
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from None
+    with lock:
+        for path in folder.glob(".*.*.tmp"):
+            if path.is_file():
+                path.unlink()
+            elif path.name.startswith(".prepared."):  # only prepare.py makes such folders
+                shutil.rmtree(path)
+        yield os.stat(folder / ".lock")
 
 
-def is_held(folder: Path, lock: IO) -> bool:
-    """Return whether a folder is still the one that hold has locked: it was neither removed nor replaced."""
+def is_held(folder: Path, held: os.stat_result) -> bool:
+    """Return whether a folder is still the one that is being held: it was neither removed nor replaced."""
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
+        return os.path.samestat(held, os.stat(folder / ".lock"))
     except OSError:
         return False
+
+
+def check_held(folder: Path, held: os.stat_result) -> None:
+    """Raise a UserError if a folder is no longer the one that is being held: another run may have its place."""
+    if not is_held(folder, held):
+        raise UserError(f"{folder} was removed or replaced, so the run has stopped: nothing is written there")
 
 
 def refuse_irregular(path: Path) -> None:
     """Raise a UserError where a folder, device or pipe stands in a file's place."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} cannot be written: it is there already and no regular file")
+        raise UserError(f"{path} cannot be written: something other than a file is there")
 
 
 def file_sha256(path: str | Path) -> str:

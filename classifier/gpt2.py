@@ -1,41 +1,36 @@
-"""GPT-2's weights as people have them, into our model; and back.
+"""Load GPT-2's weights, from any form in which people have them, and convert them back.
 
-What libraries do: transformers and huggingface_hub find or download the files, safetensors and torch read them, and
-load_state_dict names what is missing, unknown or of another shape. What is ours: the function must be GPT-2's, every
-parameter filled and none made up; a stored head must have the data's classes; and without a network a line says within
-5 seconds what to do.
+transformers and huggingface_hub find or download the files, safetensors and torch read them, and load_state_dict names
+what is missing, unknown or of another shape. Checked here: the function is GPT-2's, every parameter is filled, none is
+made up, and a stored head has the data's classes.
 """
 
 import json
 import re
 from contextlib import suppress
 from dataclasses import asdict, replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from classifier import checkpoint
-from classifier.errors import UserError, printable, tell
+from classifier.errors import UserError, is_out_of_memory, printable, tell
 from model import GPT, GPTConfig
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 FORMS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-LFS = b"version https://git-lfs.github.com/spec/"  # how its pointers begin
-ANSWER_SECONDS = 2  # for the hub to answer at all; a download may take as long as it likes
-GPT2S = {  # of a configuration; anything else would be another function
+GPT2S = {  # values in a config.json; with any other it would be another function
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
 }
-TRUNK_ALONE = "or keep the trunk alone, under a new head: --new_head=True"
-FOLD_TOLERANCE = 1e-5  # in a logit; it moves a probability by half of that at most
+WITHOUT_HEAD = "or leave the head out and train a new one: --new_head=True"
+FOLD_TOLERANCE = 1e-5  # in a logit; a probability moves by at most half of that
 
 
 def load_gpt2(
@@ -46,20 +41,17 @@ def load_gpt2(
     label_names: list[str] | None = None,
     new_head: bool = False,
 ) -> GPT:
-    """Load GPT-2's weights, in float32, under the stored head where the weights have one, else a random one.
+    """Load GPT-2's weights in float32, with the stored head if there is one, otherwise with a random one.
 
     Args:
-        name_or_path: a folder as transformers saves GPT-2's models; a checkpoint of finetune.py or nanoGPT; else gpt2,
-            gpt2-medium, gpt2-large, gpt2-xl or the name of any GPT-2 on the Hugging Face hub, from its cache or
-            downloaded.
-        num_classes: classes of the head.
-        dropout: dropout probability, everywhere.
-        block_size: keep only the first so many positions; None keeps all of them.
+        name_or_path: a folder in transformers' format, a checkpoint of finetune.py or nanoGPT, or a name: gpt2,
+            gpt2-medium, gpt2-large, gpt2-xl or any GPT-2 on the Hugging Face hub, from its cache or downloaded.
+        block_size: keep only the first so many positions; None keeps all.
         label_names: the classes in the order of their numbers, compared with those of a stored head.
         new_head: leave out the stored head.
 
     Raises:
-        UserError: the weights are out of reach, not GPT-2's, or do not fill the model exactly; or the stored head has
+        UserError: the weights cannot be found, are not GPT-2's or do not fill the model exactly; or the stored head has
             other classes.
     """
     path = Path(name_or_path).expanduser()
@@ -70,7 +62,7 @@ def load_gpt2(
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     if "head.weight" in weights:
         check_head(name_or_path, len(weights["head.weight"]), theirs.get("id2label"), num_classes, label_names)
-    return filled(config, weights, name_or_path)
+    return fill_model(config, weights, name_or_path)
 
 
 # -----------------------------------------------------------------------------
@@ -78,22 +70,22 @@ def load_gpt2(
 
 
 def read_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a config.json's content, and the tensors by our names, from a folder or the hub."""
+    """Read config.json and the tensors, by our names, from a folder or the hub."""
     config, *files = find_files(name)
     theirs, weights = read_file(config), {}
     for file in files:
-        weights |= {name: turned(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
+        weights |= {name: transposed(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
     return theirs, weights
 
 
 def find_files(name: str) -> list[Path]:
-    """Return the paths of config.json and of the weight files: in a folder, else in the hub's cache, else downloaded.
+    """Find config.json and the weight files in a folder or the hub's cache, or download them.
 
     Raises:
-        UserError: there are none, or they are out of reach.
+        UserError: there are none, or they cannot be downloaded.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # here and not above, for a quick start without it
-    from huggingface_hub.utils import HFValidationError, logging
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # takes a second to import
+    from huggingface_hub.utils import HfHubHTTPError, HFValidationError, logging
 
     logging.set_verbosity_error()  # one message is enough
     if (folder := Path(name).expanduser()).is_dir():
@@ -101,31 +93,31 @@ def find_files(name: str) -> list[Path]:
     repository = HUB_NAMES.get(name, name)
     try:
         with suppress(UserError):
-            return files_of(repository, local_files_only=True)  # what is in the cache needs no network
-        # a download would try for half a minute, and looking up the hub's address heeds no time-out: hence the thread
-        url, limit = hf_hub_url(repository, "config.json"), {"timeout": ANSWER_SECONDS}
-        with ThreadPool(1) as thread:
-            thread.apply_async(get_hf_file_metadata, [url], limit).get(ANSWER_SECONDS)
-        print(f"{repository} is not in the Hugging Face cache: downloading it")
+            return files_of(repository, local_files_only=True)  # the cache needs no network
+        print(f"{repository} is not in the Hugging Face cache: downloading it", flush=True)
+        # asked once, since a download without a network would try again for half a minute
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return files_of(repository, local_files_only=False)
     except HFValidationError:
         raise UserError(f"init_from: there is no folder {name!r}, and no model on the hub has such a name") from None
     except UserError:
         raise
-    except Exception as error:  # the hub client lets through the errors of whichever http library it uses
+    except HfHubHTTPError as error:
+        raise UserError(f"{name} is no folder here, and the hub answered: {str(error):.300}") from None
+    except Exception as error:  # of whichever http library the hub's client uses
         folder = repository.rpartition("/")[2]
         raise UserError(
             f"cannot get GPT-2's weights: there is no folder {name}, and {repository} is not in the Hugging Face cache "
-            f"and cannot be downloaded ({type(error).__name__}). On a machine with network run "
+            f"and cannot be downloaded ({error or type(error).__name__}). On a machine with network run "
             f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
             f"bring the folder {folder} here, or name it with --init_from=DIR; or begin with a small model and random "
-            f"weights: --init_from=scratch --learning_rate=1e-3"
+            f"weights: --init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1"
         ) from None
 
 
 def files_of(source: str, local_files_only: bool) -> list[Path]:
-    """Return the paths of config.json and of the weight files in a folder, or in a repository of the hub."""
-    # from_pretrained, which does the same, also makes up what is missing, casts integers, and takes seconds to import
+    """Return the paths of config.json and the weight files of a folder, or of a repository on the hub."""
+    # from_pretrained does the same, but also makes up what is missing, casts integers, and takes seconds to import
     from transformers.utils import cached_file, has_file
 
     def first(*names: str) -> Path:
@@ -141,30 +133,30 @@ def files_of(source: str, local_files_only: bool) -> list[Path]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Return what a file of weights or a configuration holds; nothing is unpickled but tensors and plain values."""
-    from safetensors.torch import load_file
+    """Read a file of weights or a configuration; only tensors and plain values are unpickled."""
+    import safetensors.torch
 
-    with open(path, "rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise UserError(f"{path} is Git LFS's pointer to a file, not the file: run `git lfs pull` in its folder")
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".safetensors":
-            content = load_file(path)
+            try:
+                content = safetensors.torch.load_file(path)
+            except OSError:  # a file system that cannot map files
+                content = safetensors.torch.load(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content)
-    except MemoryError:
-        raise
-    except Exception:  # they raise whatever the broken bytes lead them into
+    except Exception as error:  # broken bytes lead the readers into any error
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is truncated, damaged or of another program") from None
 
 
 def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return tensors by our names, freed from what training programs and other models wrap around them.
+    """Take the tensors, by our names, out of what training programs and other models wrap around them.
 
-    Left out are the causal masks that old versions stored, and a language model's output matrix, which is wte again.
+    Old versions' causal masks and a language model's output matrix, which is wte again, are left out.
     """
     for key in ("state_dict", "model"):
         if isinstance(stored.get(key), dict):
@@ -178,24 +170,25 @@ def unwrapped(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what config.json would have, and the tensors by our names, from a checkpoint of ours or of nanoGPT's."""
+    """Read a checkpoint of finetune.py or nanoGPT: what config.json would contain, and the tensors by our names."""
     path = Path(name).expanduser()
     content = read_file(path)
     if content.get("format") == checkpoint.FORMAT:
-        model, saved = checkpoint.load(path)
+        del content
+        model, saved = checkpoint.load(path)  # which checks it
         data, weights = saved["data"], model.state_dict()
-        seen = "if these have sentences of this dev set, accuracies flatter"
+        seen = "if texts of this dev set are among them, its accuracy is too high"
         tell(f"note: {path} was trained on the texts of {data['folder']}: {seen}")
         names = {str(number): name for number, name in enumerate(data["label_names"])}
         sizes = asdict(model.config) | {"id2label": names}
     elif "model_args" in content:
         sizes, weights = content["model_args"], unwrapped(content)
-        if not sizes.get("bias", True):  # no bias is one of zeros
+        if not sizes.get("bias", True):  # which is the same as zeros
             layers = [name for name in weights if name.startswith(("h.", "ln_f."))]
             weights |= {name.replace(".weight", ".bias"): torch.zeros(len(weights[name])) for name in layers}
-        tell(f"note: {path} was trained with nanoGPT's exact GELU; from here on GPT-2's tanh approximation takes over")
+        tell(f"note: {path} was trained with nanoGPT's exact GELU; here it is GPT-2's tanh approximation")
     else:
-        raise UserError(f"{path} is of neither finetune.py nor nanoGPT: name a folder with it and a config.json")
+        raise UserError(f"{path} is no checkpoint of finetune.py or nanoGPT: name a folder with it and a config.json")
     return sizes | {"n_positions": sizes["block_size"]}, weights
 
 
@@ -206,47 +199,47 @@ def read_file_of_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def read_config(
     source: str, theirs: dict[str, Any], num_classes: int, dropout: float, block_size: int | None
 ) -> GPTConfig:
-    """Return our config from the content of transformers' config.json; refuse what would not be GPT-2's function."""
-    sizes = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
+    """Make our config of transformers' config.json; refuse a function that is not GPT-2's."""
+    most = theirs.get("n_positions", 1024)
+    sizes = {name: theirs[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd") if name in theirs}
     try:
-        config = GPTConfig(num_classes, *(theirs.get(name, size) for name, size in sizes.items()), dropout)
+        config = GPTConfig(num_classes=num_classes, block_size=most, dropout=dropout, **sizes)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     for key, values in GPT2S.items():
         if theirs.get(key, values[0]) not in values:
             raise UserError(f"{source}: {key} is {theirs[key]!r:.60}, but GPT-2 has {values[0]!r}")
-    most = config.block_size
     if block_size is not None and block_size > most:
         raise UserError(f"block_size {block_size} is more than {source}'s {most} positions: try --block_size={most}")
     return replace(config, block_size=block_size or most)
 
 
 def check_head(source: str, classes: int, id2label: Any, num_classes: int, label_names: list[str] | None) -> None:
-    """Refuse a stored head of other classes or another order; say so where it has classes of other names."""
+    """Refuse a stored head for other classes or in another order; print a note if only the names differ."""
     if classes != num_classes:
         raise UserError(
-            f"the head in {source} is for {classes} classes, and {num_classes} are asked for: take data with its "
-            f"classes, {TRUNK_ALONE}"
+            f"the head in {source} is for {classes} classes, and the data has {num_classes}: take other data, "
+            f"{WITHOUT_HEAD}"
         )
     if not label_names or not isinstance(id2label, dict):
         return
     stored = [str(id2label.get(str(number))) for number in range(classes)]
     theirs, ours = ", ".join(stored), ", ".join(label_names)
-    if stored in (label_names, [f"LABEL_{number}" for number in range(classes)]):  # the latter says nothing
+    if stored in (label_names, [f"LABEL_{number}" for number in range(classes)]):  # the default says nothing
         return
     if sorted(stored) == sorted(label_names):
         raise UserError(
-            f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: number the data's "
-            f"labels as the head does, {TRUNK_ALONE}"
+            f"the head in {source} has the classes in the order {theirs}, but the data has {ours}: prepare the data "
+            f"with --labels in the head's order, {WITHOUT_HEAD}"
         )
     tell(f"note: the head's classes in {source}, {theirs}, now stand for {ours}")
 
 
-def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
-    """Return a model of exactly these tensors; a head that is not there is random.
+def fill_model(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
+    """Make a model of exactly these tensors, with a random head if they have none.
 
     Raises:
-        UserError: one is missing, unknown, of another shape, or no finite floating-point numbers.
+        UserError: a tensor is missing, unknown, of another shape, or has no finite floating-point numbers.
     """
     # transformers' head has no bias, and a language model has no head
     random_head = torch.empty(config.num_classes, config.n_embd).normal_(std=0.02)
@@ -256,8 +249,8 @@ def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
             raise UserError(f"{printable(name)} in {source} is no tensor of floating-point numbers")
         tensor = tensor[: config.block_size] if name == "wpe.weight" else tensor
         tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # the file is only mapped
-        if not tensor.sum().isfinite():  # NaN and infinity get into every sum, which needs no memory
-            raise UserError(f"{printable(name)} in {source} holds numbers that are not finite in float32")
+        if not tensor.sum().isfinite():  # NaN and infinity show in the sum, which needs no memory
+            raise UserError(f"{printable(name)} in {source} has numbers that are not finite in float32")
         weights[name] = tensor
     with torch.device("meta"):  # shapes only
         model = GPT(config)
@@ -274,37 +267,35 @@ def filled(config: GPTConfig, theirs: dict[str, Any], source: str) -> GPT:
 
 
 def to_transformers(model: GPT) -> dict[str, Tensor]:
-    """Return the tensors of a GPT2ForSequenceClassification with the model's very logits: load_gpt2's inverse.
-
-    transformers' head has no bias; ours goes into the final LayerNorm's.
+    """Return the tensors of a GPT2ForSequenceClassification with the same logits: the inverse of load_gpt2.
 
     Raises:
-        UserError: it does not go in there.
+        UserError: the head's bias, which transformers' head lacks, does not fit into the final LayerNorm.
     """
     trunk = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     trunk["ln_f.bias"] = with_folded_bias(model)
-    theirs = {f"transformer.{name}": turned(name, tensor).contiguous() for name, tensor in trunk.items()}
+    theirs = {f"transformer.{name}": transposed(name, tensor).contiguous() for name, tensor in trunk.items()}
     return theirs | {"score.weight": model.head.weight.detach()}
 
 
-def turned(name: str, tensor: Tensor) -> Tensor:
-    """Return a parameter of ours as transformers keeps it, or theirs as we do: blocks' matrices the other way round."""
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """Convert a parameter of ours to transformers' layout, or theirs to ours: the blocks' matrices are transposed."""
     return tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
 
 
 @torch.no_grad()
 def with_folded_bias(model: GPT) -> Tensor:
-    """Return a bias of the final LayerNorm that does what it and the head's bias do together: float32 (n_embd,).
+    """Fold the head's bias into the final LayerNorm's: float32 (n_embd,), with which the logits stay the same.
 
-    The logits are W x + c. Where W d = c they are W (x + d), so d is added to x, the LayerNorm's output: the shortest
-    such d, in double precision. Logits stay what they were, not only probabilities.
+    The logits are W x + c. If W d = c they are W (x + d), so d can be added to x, the LayerNorm's output. The shortest
+    such d is computed in double precision.
 
     Raises:
         UserError: there is no such d, since the rows of W depend on each other.
     """
     weight, bias = (tensor.double().numpy() for tensor in (model.head.weight, model.head.bias))
     before = model.ln_f.bias.double()
-    shift = np.linalg.lstsq(weight, bias, rcond=1e-6)[0]  # what is smaller is rounding, the weights being float32
+    shift = np.linalg.lstsq(weight, bias, rcond=1e-6)[0]  # smaller singular values are float32's rounding
     folded = (before + torch.from_numpy(shift)).float()
     off = np.abs(weight @ (folded.double() - before).numpy() - bias).max()
     if not off <= FOLD_TOLERANCE:

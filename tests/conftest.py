@@ -208,10 +208,10 @@ def random_model(num_classes: int = 5, n_embd: int = 32, block_size: int = BLOCK
 def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noqa: B006
     """A checkpoint of it."""
     names = [f"class {number}" for number in range(model.config.num_classes)]
-    about = {"leading_space": True, "detokenized": False, "examples": {"train": 9, "dev": 8}}
+    about = {"leading_space": True, "examples": {"train": 9, "dev": 8}}
     data = {"task": "films", "label_names": names, "folder": "", "files": {}} | about | data
     best = {"step": 8, "epoch": 2.0, "accuracy": 0.75, "loss": 0.5}
-    progress = {"step": 8, "epoch": 2.0, "evaluated": 8, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
+    progress = {"step": 8, "epoch": 2.0, "seconds": 1.0, "token_budget": 9, "skipped": 0, "best": best}
     parts = {"progress": progress} | parts
     parts["run"] = {"settings": {}, "started": "2026", "seed": 1} | parts.get("run", {})
     parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})

@@ -1,4 +1,4 @@
-"""evaluate.py --file: a file of one's own comes back as it was, with the answers as further columns."""
+"""evaluate.py --file: a file comes back as it was, with the answers as further columns."""
 
 import bz2
 import csv
@@ -13,8 +13,7 @@ import pytest
 from conftest import command, random_model, refuse, save, succeed
 
 import app
-from classifier.answers import models
-from classifier.answers.models import load, log_probabilities
+from classifier.answers.models import Classifier, log_probabilities
 from classifier.data.own import choose_columns, class_numbers
 from classifier.data.rows import read_table
 
@@ -46,11 +45,12 @@ def answered(path) -> list[dict]:
 
 def expected(place) -> np.ndarray:
     """The probabilities of the rows that have a text, each by itself."""
-    loaded = [load(str(place / "best.pt"))]
+    loaded = [Classifier.load(place / "best.pt", "cpu", "float32")]
     return np.concatenate([log_probabilities(loaded, [row[1]]).exp().numpy() for row in ROWS if row[1].strip()])
 
 
-def test_every_row_and_column_is_kept_and_has_its_answer(place):
+def test_every_row_and_column_is_kept_and_has_its_answer(place, monkeypatch):
+    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)  # the rows are answered in parts
     printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     rows = answered(place / "out.csv")
     assert list(rows[0]) == ["key", "text", "label", "more", "prediction", "confidence", "p_1", "p_2", "p_3"]
@@ -64,7 +64,10 @@ def test_every_row_and_column_is_kept_and_has_its_answer(place):
     assert empty == [[""] * 5] * 2
     # three of the rows have a text and a label: 3, 1.0 and 2
     right = (found.argmax(1)[:3] == [2, 0, 1]).mean()
-    assert f"new.csv accuracy: {right:.3f} (95% Wilson" in printed and "wrote out.csv, 6 rows" in printed
+    assert (
+        f"new.csv accuracy: {right:.3f} (95% Wilson" in printed
+        and "wrote out.csv (rows: 6, without a text: 2)" in printed
+    )
     assert "out.csv exists already" in refuse("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
 
 
@@ -73,7 +76,9 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     save(place / "best.pt", random_model(3), data | {"leading_space": False})
     printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     assert "\ncolumns: texts in 'key' + 'text' (as in training), labels in 'label' (by its" in printed
-    whole = log_probabilities([load(str(place / "best.pt"))], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]).argmax(1)
+    whole = log_probabilities(
+        [Classifier.load(place / "best.pt", "cpu", "float32")], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]
+    ).argmax(1)
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
@@ -157,26 +162,17 @@ def test_a_full_disk_is_told_in_one_line(place):
     assert "cannot write out.xlsx: File too large" in message and not (place / "out.xlsx").exists()
 
 
-def test_several_checkpoints_answer_as_an_ensemble_and_many_rows_in_parts(place, monkeypatch):
-    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)
-    save(place / "two.pt", random_model(3, n_embd=48), {"label_names": NAMES, "leading_space": False})
-    both = ["--ckpt", "best.pt", "two.pt", "--dtype=float32", "--predictions=both.csv"]
-    succeed("evaluate.py", "--file=new.csv", *both, cwd=place)
-    loaded = [load(str(place / name)) for name in ("best.pt", "two.pt")]
-    mean = log_probabilities(loaded, [ROWS[3][1]]).exp()[0]
-    row = answered(place / "both.csv")[3]
-    assert [float(row[f"p_{name}"]) for name in NAMES] == pytest.approx(mean.tolist(), abs=2e-6)
-
-
-def test_the_page_answers_an_uploaded_file(place):
-    loaded = [load(str(place / "best.pt"))]
+def test_the_page_says_what_it_did_with_a_file(place):
+    loaded = [Classifier.load(place / "best.pt", "cpu", "float32")]
     path, said = app.answer_file(loaded, str(place / "new.csv"))
     succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
-    assert answered(path) == answered(place / "out.csv") and said.startswith("6 rows, texts in 'text'")
+    assert answered(path) == answered(place / "out.csv") and said.startswith(
+        "rows: 6, without a text: 2; texts in 'text'"
+    )
     (place / "many.csv").write_text("text\n" + "fine\n" * 10_001)
     assert app.answer_file(loaded, str(place / "many.csv")) == (
         None,
-        "No answers: 10,001 rows: here 10,000 are answered, by evaluate.py --file any",
+        "No answers: 10,001 rows; the page takes 10,000, evaluate.py --file any number",
     )
     assert app.answer_file(loaded, None) == (None, "Choose a file first.")
 
@@ -184,10 +180,12 @@ def test_the_page_answers_an_uploaded_file(place):
 def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place, monkeypatch):
     def refused(*words: str) -> str:
         with monkeypatch.context() as patched:
-            patched.setattr(models, "log_probabilities", lambda *_: pytest.fail("refused too late"))
+            patched.setattr(Classifier, "logits", lambda *_: pytest.fail("refused too late"))
             return refuse("evaluate.py", *words, cwd=place)
 
-    assert "names the very file that is to be answered" in refused("--file=new.csv", *ANSWERS, "new.csv", "--overwrite")
+    assert "--calibrate must name another file than the one that is read" in refused(
+        "--file=new.csv", *ANSWERS, "new.csv", "--overwrite"
+    )
     (place / "two.csv").write_text("text,note,note\ngood film,1,2\n")
     assert "has two columns of one name" in refused("--file=two.csv", *ANSWERS, "two.jsonl")
     assert "--file needs --predictions" in refused("--ckpt=best.pt", "--file=new.csv")
@@ -205,4 +203,6 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
         assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
     printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
-    assert "note: 1 rows have a label that is none of the classes" in printed and not (place / "out.csv").exists()
+    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows\n  (line 2)\n" in printed
+    assert "\nlabels to compare with: 1 of 2 rows\n" in printed
+    assert not (place / "out.csv").exists()

@@ -146,7 +146,7 @@ def kept_for_backward(dtype: torch.dtype, recomputes: bool, n_layer: int) -> int
     model = GPT(GPTConfig(5, 64, 503, n_layer, 4, 128))
     model.activation_checkpointing = recomputes
     kept = {}
-    with casting(model, dtype), mock.patch("classifier.cpu._is_by_hand", lambda x: False):
+    with casting(model, dtype), mock.patch("model.on_cpu", lambda x: False):
         weights = [*model.parameters(), *(w for layer in model.modules() for w in getattr(layer, "cast", None) or ())]
         weights = {weight.untyped_storage().data_ptr() for weight in weights}
 

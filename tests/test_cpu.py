@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import model
 from classifier import cpu
-from classifier.cpu import add_dropout, attention, attention_from, dropout
+from classifier.cpu import add_dropout, attention, dropout
+from model import attention_from
 
 
 @pytest.mark.parametrize("p, dtype", [(0.1, torch.float32), (0.2, torch.bfloat16), (0.5, torch.float32)])
@@ -142,16 +144,16 @@ def test_dropout_in_attention_from_one_token_keeps_the_mean():
 def test_off_the_cpu_attention_and_dropout_are_torchs_own(monkeypatch):
     qkv, groups = packed([(3, 6)], 2, head_size=4), [(3, 6)]
     expected = attention(qkv, groups, 2, 0.0)
-    monkeypatch.setattr(cpu, "_is_by_hand", lambda x: False)
+    monkeypatch.setattr(model, "on_cpu", lambda x: False)
     attend = mock.Mock(wraps=F.scaled_dot_product_attention)
     drop = mock.Mock(wraps=F.dropout)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(F, "dropout", drop)
-    y = attention(qkv, groups, 2, 0.0)
+    y = model.attention(qkv, groups, 2, 0.0)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=0)
     y.sum().backward()
-    attention(qkv, groups, 2, 0.3)
-    dropout(torch.ones(5), 0.3)
-    add_dropout(torch.ones(5), torch.ones(5), 0.3)
+    model.attention(qkv, groups, 2, 0.3)
+    model.dropout(torch.ones(5), 0.3)
+    model.add_dropout(torch.ones(5), torch.ones(5), 0.3)
     assert [call.kwargs for call in attend.mock_calls] == [{"dropout_p": p, "is_causal": True} for p in (0.0, 0.3)]
     assert drop.call_count == 2

@@ -1,18 +1,21 @@
-"""The .bin format from both ends: what goes in comes out, what does not fit is refused with file and line."""
+"""The .bin format: what goes in comes out, and what does not fit is refused with file and line."""
 
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
-from conftest import PREPARE_SAMPLE, decoded, refuse, succeed, visible
+from conftest import PREPARE_SAMPLE, REPO, decoded, refuse, succeed, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import delimited
 
-from classifier.data.dataset import load_meta, load_split
+import prepare_sst
+from classifier.data.dataset import load_meta, load_split, meta_sha256
 from classifier.data.prepare import PERCENTILES, prepare_course
 from classifier.errors import UserError
-from classifier.files import hold
+from classifier.files import file_sha256, hold
 
 COUNTS = {  # examples, tokens, labels
     "sst": {
@@ -38,13 +41,18 @@ def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, lo
     assert meta["splits"]["train"]["length_percentiles"]["95"] == p95
     assert meta["splits"]["train"]["length_percentiles"]["100"] == longest
 
-    # the text itself, by another road: Python's csv and tiktoken, and back from the file
+    # the texts themselves, read by Python's csv
     split = load_split(tmp_path / "data" / task, "dev")
     with open(tsv_dir / f"ids-{task}-dev.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
     assert split.ids() == [row["id"] for row in rows]
     assert split.labels.tolist() == [int(row["sentiment"]) for row in rows]
     assert decoded(split) == [row["sentence"] for row in rows]
+
+
+def prepare_tsv(files, names, folder) -> None:
+    labels = {str(number): name for number, name in enumerate(names)}
+    prepare_course("x", files, prepare_sst.COLUMNS, labels, folder)
 
 
 SENTENCES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
@@ -59,7 +67,7 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_
     rows = [dict(zip(names, (*example, "x", f"id {i}"), strict=True)) for i, example in enumerate(examples)]
     content = ("\ufeff" if bom else "") + delimited(rows, "\t", line_end)
     (folder / "a.tsv").write_bytes(content.encode())
-    prepare_course("x", dict.fromkeys(["train", "dev"], folder / "a.tsv"), ["a", "b", "c"], 16, folder / "out")
+    prepare_tsv(dict.fromkeys(["train", "dev"], folder / "a.tsv"), ["a", "b", "c"], folder / "out")
     split = load_split(folder / "out", "train")
     assert [label for _, label in examples] == split.labels.tolist()
     assert split.ids() == [f"id {i}" for i in range(len(examples))]
@@ -73,7 +81,7 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_
 BAD_TSV = {  # more are in test_formats.py
     "missing column": ("\tid\tsentence\n0\ta\tfine\n", "no column 'sentiment'"),
     "label too large": (HEADER + "0\ta\tfine\t" + "9" * 5000 + "\n", "line 2: the label '999"),
-    "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "1 row without a text left out: line 3"),
+    "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "left out 1 row without a text: line 3"),
 }
 
 
@@ -81,14 +89,46 @@ BAD_TSV = {  # more are in test_formats.py
 def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, message):
     good = tmp_path / "good.tsv"
     good.write_text(HEADER + "0\ta\tfine\t1\n")
-    prepare_course("x", {"train": good, "dev": good}, ["no", "yes"], 16, tmp_path / "out")
+    prepare_tsv({"train": good, "dev": good}, ["no", "yes"], tmp_path / "out")
     before = visible(tmp_path / "out")
     bad = tmp_path / "bad.tsv"
     bad.write_text(content)
     with pytest.raises(UserError) as error:
-        prepare_course("x", {"train": good, "dev": bad}, ["no", "yes"], 16, tmp_path / "out")
+        prepare_tsv({"train": good, "dev": bad}, ["no", "yes"], tmp_path / "out")
     assert str(error.value).startswith(str(bad)) and message in str(error.value)
     assert visible(tmp_path / "out") == before
+
+
+FACTS = """URL = "https://example.org/"
+FILES = {"train": ("train.tsv", "%s"), "dev": ("dev.tsv", "0")}
+TREES_URL, TREES = "", {}
+COLUMNS = {"text": ["Subject", "body"], "label": ["team"]}
+LABELS = {"hw": "hardware", "sw": "software"}
+FOLDER = Path("data/mail")
+"""
+
+
+def test_a_script_for_another_task_is_a_copy_of_prepare_sst_with_other_facts(tmp_path):
+    train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
+    train.write_text('team\tsubject\tbody\nsw\tCrash\t"Save" fails\nhw\t\tIt is "hot\nsw\tHelp\t\n')
+    dev.write_text("body\tsubject\tteam\nnoisy\tFan\thw\n")
+    script = (REPO / "prepare_sst.py").read_text()
+    changed = re.sub(r"^URL = .*?(?=\n\n\ndef )", FACTS % file_sha256(train), script, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "prepare_mail.py").write_text(changed)
+    printed = succeed(tmp_path / "prepare_mail.py", "--source", tmp_path, cwd=tmp_path)
+    assert "dev.tsv is not the published dev.tsv" in printed and "published train.tsv" not in printed
+    meta, split = load_meta(tmp_path / "data" / "mail"), load_split(tmp_path / "data" / "mail", "train")
+    assert (meta["task"], meta["label_names"], meta["labels"]) == ("mail", ["hardware", "software"], ["hw", "sw"])
+    assert split.labels.tolist() == [1, 0, 1] and split.ids() == ["1", "2", "3"]
+    assert decoded(split) == ['Crash\n"Save" fails', 'It is "hot', "Help"]
+    assert decoded(load_split(tmp_path / "data" / "mail", "dev")) == ["Fan\nnoisy"]
+
+
+def test_a_folder_of_an_older_version_is_read(workspace):
+    path = workspace / "data" / "sample" / "meta.json"
+    meta = json.loads(path.read_text()) | {"detokenized": False}
+    path.write_text(json.dumps(meta | {"sha256": meta_sha256(meta)}))
+    assert load_meta(path.parent)["detokenized"] is False and len(load_split(path.parent, "dev")) == 240
 
 
 def test_a_target_that_cannot_be_replaced_leaves_all_others(workspace):
@@ -137,7 +177,7 @@ def test_two_prepares_at_once_are_kept_apart_and_leftovers_are_swept_up(workspac
 
 
 def test_what_is_not_there_says_what_to_run_or_get(tmp_path):
-    assert "data/sample/train.tsv: No such file or directory" in refuse(*PREPARE_SAMPLE, cwd=tmp_path)
+    assert "error: data/sample/train.tsv: No such file or directory\n" in refuse(*PREPARE_SAMPLE, cwd=tmp_path)
     message = refuse("prepare_sst.py", "--source", "nowhere", cwd=tmp_path)
     assert "--source nowhere: no ids-sst-train.csv, ids-sst-dev.csv, ids-sst-test-student.csv there" in message
     for split in ("train", "dev", "test-student"):

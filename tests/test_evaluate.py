@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import PREPARE_SAMPLE, command, here, random_model, random_split, refuse, save, succeed
+from conftest import PREPARE_SAMPLE, command, here, random_model, refuse, save, succeed
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -19,12 +19,10 @@ import evaluate
 from classifier import errors
 from classifier.data.dataset import meta_sha256
 from classifier.data.tokenizer import load_tokenizer
-from classifier.training.batches import Texts
-from classifier.training.predict import loss_and_accuracy, predict
-from model import GPT, Batch, GPTConfig
+from model import Batch
 
 NAMES = ["negative", "positive"]
-TEXTS = "I loved every minute of it.\n\nA dull, endless mess.\n"
+LINES = "I loved every minute of it.\n\nA dull, endless mess.\n"
 TRAIN = ["finetune.py", "--data_dir=data/sample", "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16"]
 TRAIN += ["--block_size=32", "--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--dtype=float32"]
 EVALUATE = ["evaluate.py", "--dtype=float32"]
@@ -47,22 +45,6 @@ def place(trained, tmp_path):
 def table(path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def test_predictions_are_those_of_each_example_alone():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(3, 20, 97, 2, 2, 16)).eval()
-    split = random_split(50, 30, 97, 3)
-    logits = predict(model, Texts(split, model), torch.float32)
-    for i in range(len(split)):
-        tokens = torch.from_numpy(split.tokens[split.offsets[i] : split.offsets[i + 1]].astype(np.int64))[-20:]
-        with torch.no_grad():
-            alone = model(Batch.from_padded(tokens[None], torch.tensor([len(tokens)])))[0]
-        torch.testing.assert_close(logits[i], alone, atol=1e-5, rtol=1e-5)
-    loss, accuracy = loss_and_accuracy(logits, split.labels)
-    probabilities = logits.double().softmax(-1).numpy()
-    assert loss == pytest.approx(log_loss(split.labels, probabilities, labels=[0, 1, 2]), abs=1e-5)
-    assert accuracy == accuracy_score(split.labels, logits.argmax(-1).numpy())
 
 
 def test_the_report_agrees_with_the_predictions_it_writes(place):
@@ -93,7 +75,7 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
     for name, paths in [("one", one), ("two", two), ("both", both)]:
         succeed(*EVALUATE, "--ckpt", *paths, f"--predictions={name}.csv", cwd=place)
         tables[name] = table(place / f"{name}.csv")
-        printed = succeed(*EVALUATE, "--ckpt", *paths, "--text", TEXTS, cwd=place)
+        printed = succeed(*EVALUATE, "--ckpt", *paths, "--text=-", cwd=place, stdin=LINES)
         shares[name] = np.array([float(line.split()[2]) for line in printed.splitlines()[1:]])
     one_p, two_p, both_p = (np.array([float(row["p_positive"]) for row in rows]) for rows in tables.values())
     np.testing.assert_allclose(both_p, (one_p + two_p) / 2, atol=1.1e-6)
@@ -115,19 +97,24 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
     assert "out-2/best.pt was trained on 'sample' (positive, negative)" in message
 
 
-def test_the_surest_mistakes_come_first_with_their_sentences(place):
+def test_the_most_confident_mistakes_come_first_with_their_texts(place):
     printed = succeed(*EVALUATE, "--errors=7", "--predictions=p.csv", cwd=place)
     wrong = [row for row in table(place / "p.csv") if row["label"] != row["prediction"]]
     wrong.sort(key=lambda row: -float(row[f"p_{row['prediction']}"]))
     sentences = {row["id"]: row["sentence"] for row in table(place / "data" / "sample" / "dev.tsv")}
-    head, *listed = printed[printed.index("the surest") :].rstrip().split("\n\n")
-    assert head == f"the surest 7 of {len(wrong)} mistakes"
+    head, *listed = printed[printed.index("the 7 most") :].rstrip().split("\n\n")
+    assert head == f"the 7 most confident of {len(wrong)} mistakes"
     for row, entry in zip(wrong[:7], listed, strict=True):
         first, shares, *text = entry.splitlines()
-        assert first == f"id {row['id']}: {row['label']}, taken for {row['prediction']}"
+        assert first == f"id {row['id']}: {row['label']}, predicted {row['prediction']}"
         assert shares == f"  negative {float(row['p_negative']):.3f}, positive {float(row['p_positive']):.3f}"
         assert " ".join(" ".join(text).split()) == " ".join(sentences[row["id"]].split())
         assert max(map(len, text)) <= 80
+    assert f"\nthe {len(wrong)} most confident of {len(wrong)} mistakes\n" in succeed(
+        *EVALUATE, "--errors=999", cwd=place
+    )
+    for count in ("-3", "0"):
+        assert f"--errors must be 1 or more, not {count}" in refuse(*EVALUATE, f"--errors={count}", cwd=place)
 
 
 def add_test_split(place):
@@ -165,12 +152,12 @@ def test_what_is_there_is_replaced_only_if_asked_and_plots_are_pictures(place):
         (place / name).write_text("mine")
         assert f"{name} exists already" in refuse(*EVALUATE, option, cwd=place)
         assert (place / name).read_text() == "mine"
-        message = refuse(*EVALUATE, option, "--text=A mess.", cwd=place)
-        assert f"{option.partition('=')[0]}: for a prepared split only; with --text redirect the output" in message
+    (place / "taken").write_text("mine")
+    assert "cannot write taken/p.csv: " in refuse(*EVALUATE, "--predictions=taken/p.csv", cwd=place)
     succeed(*EVALUATE, *outputs, "--overwrite", cwd=place)
     assert all((place / name).read_bytes() != b"mine" for name in outputs.values())
     pictures = {path.name: matplotlib.image.imread(path) for path in (place / "pictures").iterdir()}
-    assert pictures.keys() == {"confusion.png", "reliability.png", "accuracy_by_length.png"}
+    assert pictures.keys() == {"confusion.png", "reliability.png"}
     assert all(300 < size < 1000 for picture in pictures.values() for size in picture.shape[:2])
 
 
@@ -180,7 +167,7 @@ def test_data_that_changed_since_training_is_not_evaluated_unasked(place):
         file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
         succeed(*PREPARE_SAMPLE, cwd=place)
         message = refuse(*EVALUATE, "--split=train", cwd=place)
-        assert "out/best.pt was trained on: its train split may hold training sentences" in message
+        assert "out/best.pt was trained on: its train split may contain training texts" in message
         if split == "train":  # dev is still what it was, and can be compared with
             assert "dev accuracy" in succeed(*EVALUATE, cwd=place)
     message = refuse(*EVALUATE, cwd=place)
@@ -201,24 +188,36 @@ def test_from_another_folder_the_data_is_named_that_was_looked_for(place):
 # text
 
 
-def test_text_is_classified_line_by_line(place):
-    from_argument = succeed(*EVALUATE, "--text", TEXTS, cwd=place)
-    lines = from_argument.splitlines()
+def test_an_option_that_would_be_ignored_is_refused(place):
+    of_a_file = {"--text_column": "title", "--label_column": "label", "--quoting": "csv", "--encoding": "cp1252"}
+    for option, value in of_a_file.items():
+        assert f"{option} needs --file" in refuse(*EVALUATE, option, value, cwd=place)
+    assert "--no_header needs --file" in refuse(*EVALUATE, "--no_header", cwd=place)
+    for words in (["--text=A mess.", "--errors=3"], ["--file=new.csv", "--split=test"], ["--info", "--errors=3"]):
+        task, option = (word.partition("=")[0] for word in words)
+        assert f"{option} cannot be combined with {task}" in refuse("evaluate.py", *words, cwd=place)
+
+
+def test_each_line_of_standard_input_is_classified(place):
+    done = here(*EVALUATE, "--text", "-", cwd=place, stdin=LINES)
+    assert done.stderr.decode() == "note: 1 blank line left out\n"
+    lines = done.stdout.decode().splitlines()
     assert lines[0].split() == ["prediction", "negative", "positive", "text"] and len(lines) == 3
-    assert lines[1].endswith("  I loved every minute of it.")
-    name, negative, positive = lines[1].split()[:3]
-    assert float(negative) + float(positive) == pytest.approx(1, abs=2e-3)
-    assert name == ("positive" if float(positive) > float(negative) else "negative")
-    for stdin in (TEXTS, "\ufeff" + TEXTS.replace("\n", "\r\n")):
-        assert succeed(*EVALUATE, "--text", "-", cwd=place, stdin=stdin) == from_argument
+    for line, text in zip(lines[1:], LINES.split("\n\n"), strict=True):
+        assert line.endswith("  " + text.strip())
+        name, negative, positive = line.split()[:3]
+        assert float(negative) + float(positive) == pytest.approx(1, abs=2e-3)
+        assert name == ("positive" if float(positive) > float(negative) else "negative")
+        assert succeed(*EVALUATE, "--text", text.strip(), cwd=place).splitlines() == [lines[0], line]
+    windows = here(*EVALUATE, "--text", "-", cwd=place, stdin="\ufeff" + LINES.replace("\n", "\r\n"))
+    assert windows.stdout == done.stdout
 
 
-def test_a_line_that_is_no_utf8_costs_no_other_its_answer(place):
-    lines = [*TEXTS.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
+def test_lines_that_are_not_utf8_cost_no_other_line_its_answer(place):
+    lines = [*LINES.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
     done = here(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
-    assert done.stdout.decode() == succeed(*EVALUATE, "--text", TEXTS + "Fine.", cwd=place)
-    expected = "error: no answer for what is not valid UTF-8, lines 4, 6: save it as UTF-8 (all else is answered)"
-    assert done.returncode == 1 and done.stderr.decode().startswith(expected) and done.stderr.count(b"\n") == 1
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 4 and b"Fine." in done.stdout
+    assert done.stderr.decode().splitlines()[-1].startswith("error: no answer for lines 4, 6: not valid UTF-8")
 
 
 def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):
@@ -229,15 +228,15 @@ def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):
     tokens = torch.tensor([load_tokenizer().encode_ordinary("A mess.")])
     shares = model(Batch.from_padded(tokens, torch.tensor([tokens.shape[1]])))[0].softmax(-1)
     likeliest = ", ".join(f"topic {i} {shares[i]:.3f}" for i in shares.argsort(descending=True)[:5])
-    assert (header, text) == ("the five likeliest, and under them each text", "  A mess.")
-    assert " ".join(lines) == likeliest and max(map(len, lines)) <= 80
+    assert (header, text) == ("the five most probable of 150 classes, then the text", "  A mess.")
+    assert " ".join(lines) == likeliest + ", ..." and max(map(len, lines)) <= 80
 
 
 def test_long_names_of_classes_keep_to_80_columns(tmp_path):
     names = [f"a rather long name of a class, {number}" for number in range(4)]
     save(tmp_path / "best.pt", random_model(4), {"label_names": names, "leading_space": False})
     printed = succeed(*EVALUATE, "--ckpt=best.pt", "--text=A mess.", cwd=tmp_path)
-    assert printed.startswith("the probabilities, and under them each text\na rather long name of a class, 0 0.")
+    assert printed.startswith("probabilities, then the text\na rather long name of a class, 0 0.")
     assert max(map(len, printed.splitlines())) <= 80 and printed.endswith("\n  A mess.\n")
 
 
@@ -300,8 +299,7 @@ def flip_a_weight(place):
         (change("model", {"head.bias": torch.tensor([math.nan, 0])}), "out/best.pt is damaged"),
         (change("config", {"n_head": 0}), "out/best.pt is damaged"),
         (change("format_version", 7), "out/best.pt has format version 7, and this program reads 2"),
-        (spoil_meta(task="other"), "was trained on 'sample' (negative, positive), prepared without --detokenize, but "),
-        (spoil_meta(detokenized=True), "holds 'sample' (negative, positive), prepared with --detokenize"),
+        (spoil_meta(task="other"), "trained on 'sample' (negative, positive), but data/sample has 'other' (negative, "),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(place, spoil, message):

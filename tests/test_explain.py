@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from classifier.answers import models as answers
 from classifier.answers import report
-from classifier.answers.explain import Explanation, explain, shades, without_each_word
+from classifier.answers.explain import Explanation, explain, without_each_word
 
 TEXT = "I loved every minute of it,\tand you will."
 VARIANTS = [
@@ -47,7 +47,7 @@ def test_every_variant_has_one_word_less_and_begins_as_the_text_does(text):
 
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]])
 def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(folder, names):
-    models = [answers.load(str(folder / f"{name}.pt")) for name in names]
+    models = [answers.Classifier.load(folder / f"{name}.pt", "cpu", "float32") for name in names]
     calls = []
 
     def together(texts):
@@ -55,7 +55,7 @@ def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(fol
         return answers.log_probabilities(models, texts)
 
     def alone(text):  # the mean of the models' probabilities
-        parts = [answers.predict_one(each, answers.text_split([text], each))[0] for each in models]
+        parts = [each.logits(each.tokenize([text]))[0] for each in models]
         return torch.stack(parts).double().softmax(-1).mean(0).log()
 
     found = explain(TEXT, together)
@@ -71,22 +71,20 @@ def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(fol
 
 def test_the_command_prints_signed_numbers(folder):
     words = ["evaluate.py", "--ckpt", "one.pt", "--dtype=float32", "--text"]
-    printed = succeed(*words, f"{TEXT}\nMess.", "--explain", cwd=folder)
-    table, (legend, *numbers, alone) = printed.splitlines()[:2], printed.splitlines()[2:-2] + printed.splitlines()[-1:]
+    *table, legend, numbers = succeed(*words, TEXT, "--explain", cwd=folder).split("\n", 3)
     assert table == succeed(*words, TEXT, cwd=folder).splitlines()
     name = table[1].split()[0]
-    assert legend == f"  each word adds to the log-probability of {name}:"
-    assert alone == "  a single word cannot be left out: no text would remain" and "\x1b" not in printed
-    found = re.findall(r"(\S+) \(([+-]\d+\.\d\d)\)", " ".join(numbers))
-    assert [word for word, _ in found] == TEXT.split() and all(len(line) <= 80 for line in numbers)
-    model = answers.load(str(folder / "one.pt"))
+    assert legend == f'  drop in the log-probability of "{name}" when each word is left out:'
+    alone = succeed(*words, "Mess.", "--explain", cwd=folder)
+    assert alone.endswith("\n  a one-word text has nothing to leave out\n")
+    found = re.findall(r"(\S+) \(([+-]\d+\.\d\d)\)", numbers)
+    assert [word for word, _ in found] == TEXT.split() and all(len(line) <= 80 for line in numbers.splitlines())
+    model = answers.Classifier.load(folder / "one.pt", "cpu", "float32")
     expected = explain(TEXT, partial(answers.log_probabilities, [model])).contributions
     assert [float(number) for _, number in found] == pytest.approx(expected, abs=0.0051)
-    for words in (["--explain"], ["--text="]):
-        assert "there is no text: --text" in refuse("evaluate.py", *words, cwd=folder)
+    assert "--explain needs --text" in refuse("evaluate.py", "--explain", cwd=folder)
 
 
-def test_shades_are_shares_of_the_strongest_and_no_word_rewrites_the_terminal(capsys):
-    assert shades([0.5, -1.0, 0.1]) == [0.5, -1.0, 0.1] and shades([0.0]) == [0.0] and shades([]) == []
+def test_no_word_rewrites_the_terminal(capsys):
     report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.11, -0.2]), ["no", "yes"])
     assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.11) b (-0.20)"

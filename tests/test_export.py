@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import BLOCK_SIZE, make_split, random_model, refuse, save, succeed, transformers_model, visible
+from conftest import BLOCK_SIZE, random_model, refuse, save, succeed, transformers_model, visible
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 import export_hf
-from classifier.answers import models as answers
+import prepare_sst
+from classifier.answers.models import Classifier
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.own import read_course_file
 from classifier.data.tokenizer import load_tokenizer
-from classifier.errors import UserError
+from classifier.errors import UserError, printable
 from classifier.gpt2 import load_gpt2
 from classifier.training.batches import Texts
 from classifier.training.predict import loss_and_accuracy, predict
@@ -98,39 +99,25 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     split = load_split(folder, "dev")
     assert (np.diff(split.offsets) > BLOCK_SIZE).sum() > 10  # some are cut
     ours = predict(model, Texts(split, model), torch.float32).softmax(-1)
-    texts = read_course_file(folder / "dev.tsv", ["0", "1"]).texts
+    texts = read_course_file(folder / "dev.tsv", prepare_sst.COLUMNS, ["0", "1"]).texts
     theirs = pipeline_probabilities(tmp_path / "hf", meta["label_names"], texts)
     assert_same(theirs, ours)
 
 
-def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_sst(tsv_dir, tmp_path):
-    model = random_model(block_size=64)
-    texts = read_course_file(tsv_dir / "ids-sst-dev.csv", list("01234")).texts
-    split = make_split([ENCODING.encode_ordinary(text) for text in texts], None)
-    ours = predict(model, Texts(split, model), torch.float32).softmax(-1)
-    assert len(texts) == 1101
-    assert_same(pipeline_probabilities(exported(tmp_path, model, {"label_names": NAMES}), NAMES, texts), ours)
-
-
 @pytest.mark.parametrize("leading_space, prompt", [(False, " It was"), (True, "\n\nThe film was 👍 <|endoftext|> or")])
-def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, monkeypatch, leading_space, prompt):
+def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, leading_space, prompt):
     model, ending = random_model(), ENCODING.encode_ordinary(prompt)
     data = {"label_names": NAMES, "leading_space": leading_space}
     folder = exported(tmp_path, model, data, settings={"prompt": prompt})
     sequences = [our_tokens(text, leading_space, ending, BLOCK_SIZE) for text in ODD_TEXTS]
-    # evaluate.py, too, has these tokens
-    seen = []
-    stub = lambda model, texts, *_: seen.append(texts.split) or torch.zeros(len(texts), 5)  # noqa: E731
-    monkeypatch.setattr(answers, "predict", stub)
-    answers.log_probabilities([answers.load(str(tmp_path / "best.pt"))], ODD_TEXTS)
-    monkeypatch.undo()
-    assert [seen[0].sequence(i, BLOCK_SIZE).tolist() for i in range(len(ODD_TEXTS))] == sequences
     tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)
     assert tokens["input_ids"] == sequences and set(tokens) == {"input_ids", "attention_mask"}
     with torch.no_grad():
         batches = [Batch.from_padded(torch.tensor([tokens]), torch.tensor([len(tokens)])) for tokens in sequences]
         alone = [model(batch).softmax(-1)[0] for batch in batches]
     assert_same(pipeline_probabilities(folder, NAMES, ODD_TEXTS), torch.stack(alone))
+    classifier = Classifier.load(tmp_path / "best.pt", "cpu", "float32")
+    assert_same(classifier.logits(classifier.tokenize(ODD_TEXTS)).softmax(-1).float(), torch.stack(alone))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +196,7 @@ def test_finetune_starts_from_an_exported_folder(workspace):
     assert f"dev accuracy {accuracy:.3f}, loss {loss:.4f}" in printed and "note: the head" not in printed
     export("--ckpt", workspace / "out" / "best.pt", "--out", workspace / "hf2")  # a checkpoint as finetune.py wrote it
     card = (workspace / "hf2" / "README.md").read_text()
-    assert "A GPT-2 from a folder" in card and f"Accuracy **{accuracy:.3f}**" in card
+    assert f"Accuracy **{accuracy:.3f}**" in card
 
 
 def load(folder: Path, label_names: str, **options) -> GPT:
@@ -249,7 +236,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     words = ["export_hf.py", "--ckpt=out/best.pt", "--out"]
-    problems = {"file": "file: Not a directory", "out": "out holds other things (best.pt): name a new folder"}
+    problems = {"file": "--out file is a file", "out": "out contains other files (best.pt): name a new folder"}
     for out, message in (problems | {"nowhere/hf": "cannot write nowhere/hf: No such file or directory"}).items():
         assert message in refuse(*words, out, "--overwrite", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
@@ -257,15 +244,14 @@ def test_nothing_is_overwritten(tmp_path):
     before = visible(tmp_path / "empty")
     assert {path.stat().st_mode for path in (tmp_path / "empty").iterdir()} == {(tmp_path / "file").stat().st_mode}
     message = refuse(*words, "empty", cwd=tmp_path)
-    assert "empty holds a model already: name another folder, or add --overwrite" in message
+    assert "empty contains an exported model: name another folder, or add --overwrite" in message
     assert visible(tmp_path / "empty") == before
 
 
 def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     words = ["--ckpt", save(tmp_path / "best.pt", random_model()), "--out", tmp_path / "hf", "--overwrite"]
-    export(*words, "--space")
-    (tmp_path / "hf" / "classifier" / "__pycache__").mkdir()  # its page was shown
-    (tmp_path / ".hf.tmp").mkdir()  # and a writer was killed
+    export(*words)
+    (tmp_path / ".hf.tmp").mkdir()  # a writer was killed
     (tmp_path / ".hf.tmp" / "half").touch()
     save(tmp_path / "best.pt", random_model(3))
     export(*words)
@@ -293,47 +279,45 @@ def test_another_vocabulary_than_gpt2s_is_refused(tmp_path):
 # the model card
 
 
-TRANSFORMERS = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-
-
-def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> tuple[dict, str]:  # noqa: B006
-    text = (exported(folder, model, data, **parts) / "README.md").read_text(encoding="utf-8")
-    _, header, body = text.split("---\n", 2)
-    return yaml.safe_load(header), body
+def card(folder: Path, model: GPT, data: dict = {}, **parts: dict) -> ModelCard:  # noqa: B006
+    return ModelCard.load(exported(folder, model, data, **parts) / "README.md")
 
 
 def test_the_card_tells_what_is_known(tmp_path):
-    settings = {"init_from": "gpt2", "learning_rate": 5e-05, "n_layer": 4, "data_dir": "/my/secret"}
+    settings = {"init_from": "gpt2", "n_layer": 4, "data_dir": "/my/secret", "prompt": " It was", "epochs": 2}
     run = {"settings": settings, "git": {"commit": "1a2b3c", "dirty": True}, "device": "cpu (no GPU)"}
     run |= {"command": ["/my/secret/finetune.py"]}
     data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
-    resumed = settings | {"init_from": "resume", "prompt": " It was"}
-    header, body = card(tmp_path, random_model(), data, run=run, settings=resumed)
-    assert header == TRANSFORMERS | {"base_model": "openai-community/gpt2", "license": "mit"}
+    resumed = settings | {"init_from": "resume"}
+    found = card(tmp_path, random_model(), data, run=run, settings=resumed)
+    assert (found.data.library_name, found.data.pipeline_tag) == ("transformers", "text-classification")
+    assert (found.data.base_model, found.data.license) == ("openai-community/gpt2", "mit")
+    (measured,) = found.data.eval_results
+    assert (measured.dataset_name, measured.dataset_split, measured.metric_value) == ("films", "dev", 0.75)
     low, high = binomtest(825, 1100).proportion_ci(method="wilson")
-    assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) and loss 0.5000" in body
-    rows = {"| 4 | very good |", "| learning\\_rate | 5e-05 |", "| git | commit 1a2b3c, dirty True |"}
-    assert rows | {"| device | cpu (no GPU) |"} <= set(body.splitlines())
-    assert "may have 22 tokens" in body and "The prompt ' It was' ends every text" in body
-    assert "in 2 block(s) of width 32, fine" in body and "n\\_layer" not in body  # n_layer is for scratch only
-    assert "secret" not in body
-    snippet = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
+    assert f"Accuracy **0.750** (95% Wilson interval {low:.3f} to {high:.3f}, 1,100 examples) on the dev" in found.text
+    lines = {"- n\\_layer: 2", "- epochs: 2", "- prompt: ' It was'", "- device: 'cpu (no GPU)'"}
+    assert lines <= set(found.text.splitlines()) and "'commit': '1a2b3c'" in found.text
+    assert f"Classes: {', '.join(NAMES)}. The last 22 tokens of a text are read" in found.text
+    assert "secret" not in found.content and "columns" not in found.text
+    snippet = re.search(r"```python\n(.*?)```", found.text, re.DOTALL)[1]
     names = {}
     exec(snippet.replace("path/to/this/folder", str(tmp_path / "hf")), names)
     assert names["classify"]("word " * 300)[0]["label"] in NAMES
     saved = torch.load(save(tmp_path / "best.pt", random_model()), weights_only=True)
-    _, body = card(tmp_path / "hf", random_model(), progress=saved["progress"] | {"step": 12})  # as in a later last.pt
-    assert "No accuracy was measured for these weights" in body and "0.750" not in body
+    later = saved["progress"] | {"step": 12}  # as in a later last.pt
+    found = card(tmp_path / "hf", random_model(), {"text_columns": ["title", "a_b"]}, progress=later)
+    assert "No accuracy was measured for these weights" in found.text and not found.data.eval_results
+    assert "columns of a text by line ends, in this order, without blank ones: title, a\\_b." in found.text
 
 
 def test_content_cannot_break_the_card(tmp_path):
-    evil = "| x\n---\nlicense: other\n# <b>*`_[a](b)~\u202e"
+    evil = "| x\n---\nlicense: other\n# <b>*`_[a](b)~\u202e{{ 1 }}"
     names = ["a|b", "<script>", "`", "[x](http://x)", "---"]
     run = {"git": evil, "settings": {"learning_rate": evil}}
-    data = {"task": evil, "label_names": names}
-    header, body = card(tmp_path, random_model(), data, run=run, settings={"prompt": evil[:12]})
-    assert header == TRANSFORMERS
-    text_outside_code = re.sub(r"```.*?```|`[^`\n]+`", "", body.replace(r"\`", ""), flags=re.DOTALL)
-    assert not re.search(r"(?<!\\)[<>\[\]]", text_outside_code) and "\u202e" not in body
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith("|")} == {3}
+    found = card(tmp_path, random_model(), {"task": evil, "label_names": names, "text_columns": [evil, evil]}, run=run)
+    assert found.data.license is None and found.data.eval_results[0].dataset_name == printable(evil)
+    text_outside_code = re.sub(r"```.*?```|`[^`\n]+`", "", found.text.replace(r"\`", ""), flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)[<>\[\]]", text_outside_code) and "\u202e" not in found.content
+    assert text_outside_code.count("{{ 1 }}") == 5 and "\n---" not in found.text  # as they are
     assert pipeline(tmp_path / "hf")("A film.")[0]["label"] in names

@@ -23,9 +23,9 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         f.write("through the link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "a").read_text() == "through the link"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no regular file"), written_whole(tmp_path / "pipe"):
+    with pytest.raises(UserError, match="something other than a file is there"), written_whole(tmp_path / "pipe"):
         pass
-    with pytest.raises(OSError, match="cannot write .*: No such file"), written_whole(tmp_path / "b" / "c"):
+    with pytest.raises(UserError, match="cannot write .*: No such file"), written_whole(tmp_path / "b" / "c"):
         pass
 
 
@@ -33,16 +33,19 @@ def test_a_folder_is_held_by_its_lock_and_not_by_its_name(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".best.pt.tmp").write_text("half of what a killed writer wrote")
-    (out / ".lock").write_bytes(b"\xff4711\n")
     (out / ".mine.tmp").touch()
-    with hold(out) as lock:
-        assert sorted(os.listdir(out)) == [".lock", ".mine.tmp"] and (out / ".lock").read_text() == f"{os.getpid()}\n"
-        assert is_held(out, lock)
+    with hold(out) as held:
+        assert sorted(os.listdir(out)) == [".lock", ".mine.tmp"] and is_held(out, held)
+        with pytest.raises(UserError, match="is in use by another process"), hold(out):
+            pass
         out.rename(tmp_path / "gone")
-        assert not is_held(out, lock)
-        out.mkdir()
-        assert not is_held(out, lock)
-        with hold(out) as other:
-            assert is_held(out, other) and not is_held(out, lock)
+        assert not is_held(out, held)
+        with hold(out) as other:  # made anew
+            assert is_held(out, other) and not is_held(out, held)
         (tmp_path / "gone").rename(tmp_path / "again")
-        assert is_held(tmp_path / "again", lock)
+        assert is_held(tmp_path / "again", held)
+    with hold(tmp_path / "again"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write into .*file: File exists"), hold(tmp_path / "file"):
+        pass

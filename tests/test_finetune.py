@@ -1,11 +1,12 @@
 """The training loop: the exact gradient however a step is cut, transformers' losses, and the real command."""
 
+import ast
+import dataclasses
 import math
 import re
 import shutil
 import subprocess
-from functools import partial
-from types import SimpleNamespace
+import sys
 
 import numpy as np
 import pytest
@@ -27,15 +28,16 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import finetune
 from classifier import checkpoint
 from classifier.device import compile_blocks
 from classifier.errors import UserError, is_out_of_memory
 from classifier.gpt2 import load_gpt2
-from classifier.settings import ADDED
+from classifier.settings import read_settings
 from classifier.training.batches import Features, Texts, balanced_weights, collate
 from classifier.training.predict import predict
 from classifier.training.start import freeze_all_but_last
-from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, step_and_evaluation, update
+from finetune import accumulate_gradient, learning_rate_at, optimizer_groups, update
 from model import GPT, Batch, GPTConfig, Linear
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -57,9 +59,8 @@ def gradient_at_once(model, split, indices, class_weights=None) -> tuple[torch.T
 
 def gradient(model, split, indices, token_budget, is_compiled=False, class_weights=None) -> tuple[torch.Tensor, float]:
     model.zero_grad()
-    texts = Texts(split, model, is_compiled)
-    texts.class_weights = class_weights
-    loss = accumulate_gradient(model, NO_SCALER, collate(texts, indices, token_budget), torch.float32)
+    step = collate(Texts(split, model, is_compiled), indices, token_budget)
+    loss = accumulate_gradient(model, NO_SCALER, step, torch.float32, class_weights)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss.item()
 
 
@@ -150,7 +151,7 @@ def test_activation_checkpointing_changes_no_bit_of_the_gradient(dtype):
     assert torch.equal(loss, same_loss) and all(map(torch.equal, gradient, same_gradient))
 
 
-def test_compiled_blocks_give_the_same_gradient(monkeypatch, capsys):
+def test_compiled_blocks_give_the_same_gradient(monkeypatch):
     # traced as always, but without the minute that the C++ compiler would take
     compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **options: compile(*args, **options, backend=backend))
@@ -160,28 +161,27 @@ def test_compiled_blocks_give_the_same_gradient(monkeypatch, capsys):
     random = np.random.default_rng(0)
     split = make_split([random.integers(97, size=4 + i // 4).tolist() for i in range(60)], [i % 5 for i in range(60)])
     eager, _ = gradient(model, split, np.arange(60), 100)
-    texts = Texts(split, model, is_compiled=True)
-    some = collate(texts, np.arange(60), 100)
-    compile_blocks(model, partial(step_and_evaluation, model, NO_SCALER, some, torch.float32))
-    assert capsys.readouterr().out.startswith("compile: ")
-    assert all(not p.grad.any() for p in model.parameters())  # compiling leaves nothing behind
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compile_blocks(model)
     compiled, _ = gradient(model, split, np.arange(60), 100, is_compiled=True)
     assert (compiled - eager).norm() <= 1e-5 * eager.norm()
+    predict(model, Texts(split, model, is_compiled=True), torch.float32)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     gradient(model, split, np.arange(37), 150, is_compiled=True)
-    predict(model, texts, torch.float32)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs == 4  # nothing is left for later
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs == 4  # for any number and length
 
 
-def test_what_cannot_be_compiled_is_a_users_error(monkeypatch):
-    def backend(*_):
-        raise RuntimeError("no compiler here\nand a page of details")
-
-    compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **options: compile(*args, **options, backend=backend))
-    model, split = tiny_model_and_split()
-    with pytest.raises(UserError, match="compile=True does not work on this machine .*no compiler here"):
-        compile_blocks(model, lambda: gradient(model, split, np.arange(9), 100, is_compiled=True))
+def test_a_machine_that_cannot_compile_is_told_in_one_line(workspace):
+    patch = """
+def backend(*_):
+    raise RuntimeError("no compiler here\\nand a page of details")
+compile_block = torch.nn.Module.compile
+torch.nn.Module.compile = lambda *args, **options: compile_block(*args, **options, backend=backend)
+"""
+    done = run_patched(patch, *RUN, "--compile=True", cwd=workspace)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: torch.compile does not work on this machine (")
+    assert "no compiler here" in done.stderr and "leave out --compile=True" in done.stderr
+    assert not (workspace / "out" / "log.csv").exists()
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 0.5])
@@ -216,14 +216,15 @@ def test_ten_steps_give_the_losses_of_a_plain_loop_around_transformers(tmp_path,
     np.testing.assert_allclose(our_losses, their_losses, rtol=0, atol=1e-4)
 
 
-def test_learning_rate_warms_up_and_follows_half_a_cosine():
-    settings = SimpleNamespace(learning_rate=1.0, warmup_steps=4, lr_schedule="cosine", min_lr=0.2)
-    rates = [learning_rate_at(step, 24, settings) for step in range(25)]
+def test_learning_rate_warms_up_and_follows_half_a_cosine(monkeypatch):
+    for name, value in {"learning_rate": 1.0, "warmup_steps": 4, "lr_schedule": "cosine", "min_lr": 0.2}.items():
+        monkeypatch.setattr(finetune, name, value)
+    rates = [learning_rate_at(step, 24) for step in range(25)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[14] == pytest.approx(0.6) and rates[24] == pytest.approx(0.2)
     assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
-    settings.lr_schedule = "constant"
-    assert learning_rate_at(20, 24, settings) == 1.0
+    monkeypatch.setattr(finetune, "lr_schedule", "constant")
+    assert learning_rate_at(20, 24) == 1.0
 
 
 def test_optimizer_groups_hold_every_trainable_parameter_once():
@@ -269,7 +270,7 @@ def test_a_run_trains_evaluates_and_saves(workspace):
     assert saved["progress"]["best"]["accuracy"] == float(best["accuracy"])
     assert saved["progress"]["step"] == int(best["step"])
     assert saved["settings"]["n_embd"] == 16 and model.config == GPTConfig(2, 32, 50257, 2, 2, 16, 0.2)
-    assert f"best: epoch {float(best['epoch']):.4g}, dev accuracy {float(best['accuracy']):.3f}" in printed
+    assert f"best: epoch {float(best['epoch']):.4g}: dev accuracy {float(best['accuracy']):.3f}" in printed
     assert "dtype: float32 (as asked)" in printed and "wall time" in printed
 
     evaluated = succeed("evaluate.py", "--ckpt", "out/best.pt", "--dtype", "float32", cwd=workspace)
@@ -296,14 +297,14 @@ def test_a_resumed_run_ends_with_the_same_bits(workspace):
 
 def test_resuming_refuses_what_would_be_another_run(workspace):
     resume, path = [*RUN, "--init_from=resume"], workspace / "out" / "last.pt"
-    assert "there is no out/last.pt to go on from: leave out --init_from=resume" in refuse(*resume, cwd=workspace)
+    assert "there is no out/last.pt to resume: leave out --init_from=resume" in refuse(*resume, cwd=workspace)
     succeed(*RUN, "--max_steps=1", cwd=workspace)
     content = torch.load(path, weights_only=True)
-    for name in ADDED:  # as if the run had begun before there were these settings
+    for name in ("eval_interval", "patience"):  # as if the run had begun before there were these settings
         del content["settings"][name], content["run"]["settings"][name]
     torch.save(content, path)
-    message = refuse(*resume, "--dropout=0.1", "--eval_interval=3", cwd=workspace)
-    assert "dropout was 0.2 and is now 0.1" in message and "eval_interval was 0 and is now 3" in message
+    message = refuse(*resume, "--dropout=0.1", "--weight_decay=0", cwd=workspace)
+    assert "dropout was 0.2 and is now 0.1" in message and "weight_decay was 0.1 and is now 0.0" in message
     succeed(*resume, "--max_steps=2", cwd=workspace)
     train = workspace / "data" / "sample" / "train.tsv"
     train.write_text(train.read_text() + "878\tx\tone more film\t1\n")
@@ -316,18 +317,19 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     before = visible(workspace / "out")
     assert before.keys() == {"best.pt", "last.pt", "log.csv", "run.json", "curves.png"}
     message = refuse(*RUN, "--max_steps=2", cwd=workspace)
-    assert "out holds another run (best.pt, last.pt)" in message
+    assert "out contains another run (best.pt, last.pt)" in message
     # a run that fails before its first step takes nothing away, even with leave to; nor what it is to start from
     assert "there is no folder nowhere" in refuse(*RUN, "--overwrite=True", "--init_from=nowhere", cwd=workspace)
-    for words in (["--init_from=out/best.pt"], ["--init_from=./out/../out/last.pt", "--seeds=[1]"]):
-        assert "--overwrite=True would remove" in refuse(*RUN, *words, "--overwrite=True", cwd=workspace)
+    for source in ("out/best.pt", "./out/../out/last.pt"):
+        message = refuse(*RUN, f"--init_from={source}", "--overwrite=True", cwd=workspace)
+        assert "--overwrite=True would remove" in message
     assert visible(workspace / "out") == before
     succeed(*RUN, "--max_steps=2", "--overwrite=True", cwd=workspace)
     assert len(read_log(workspace / "out" / "log.csv")) == 3
     # without a checkpoint: what somebody else has put there stays, what a run has left that came to nothing does not
     (workspace / "mine").mkdir()
     (workspace / "mine" / "log.csv").write_text("day,mood\n")
-    assert "mine holds another run (log.csv)" in refuse(*RUN, "--out_dir=mine", cwd=workspace)
+    assert "mine contains another run (log.csv)" in refuse(*RUN, "--out_dir=mine", cwd=workspace)
     shutil.copy(workspace / "out" / "run.json", workspace / "mine")
     succeed(*RUN, "--max_steps=1", "--out_dir=mine", cwd=workspace)
 
@@ -336,10 +338,10 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     "arguments, message",
     [
         (["--n_layer=2000000"], "n_layer must be a whole number from 1 to 1000, not 2000000"),
-        (["--learning_rate=1e300", "--max_steps=1"], "outputs are not finite"),
+        (["--learning_rate=1e300", "--max_steps=1"], "the model's output is NaN or infinite"),
         (["--learning_rate=1e300"], "the step was not taken"),
         (["--trainable_blocks=3"], "trainable_blocks=3, but the model has 2 blocks"),
-        (["--out_dir=data/sample/train.tsv"], "data/sample/train.tsv"),
+        (["--out_dir=data/sample/train.tsv"], "cannot write into data/sample/train.tsv: File exists"),
     ],
 )
 def test_what_cannot_run_is_refused(workspace, arguments, message):
@@ -372,10 +374,14 @@ def test_out_of_memory_halves_the_micro_batches_and_takes_the_same_steps(workspa
     roomy, tight = (read_log(workspace / out / "log.csv") for out in ("roomy", "tight"))
     for a, b in zip(roomy, tight, strict=True):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-6)
-    # a resumed run knows what fits
+    # a resumed run keeps what fitted, unless it is given another budget
     options[1] = "--max_steps=4"
     done = run_with(600, "--out_dir=tight", "--init_from=resume")
     assert done.returncode == 0 and again not in done.stdout
+    options[1] = "--max_steps=5"
+    succeed(*RUN, *options, "--out_dir=tight", "--init_from=resume", "--token_budget=3000", cwd=workspace)
+    saved = checkpoint.load(workspace / "tight" / "last.pt")[1]
+    assert saved["progress"]["token_budget"] == saved["run"]["settings"]["token_budget"] == 3000
 
     done = run_with(20, "--out_dir=hopeless")
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -390,7 +396,7 @@ def test_out_of_memory_in_the_update_ends_the_run_since_half_of_it_may_be_done(w
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_frozen_parameters_stay_as_they_were(workspace, blocks):
     sizes = {"vocab_size": 50257, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     transformers_model("GPT2Model", workspace / "gpt2", **sizes)
@@ -398,12 +404,15 @@ def test_frozen_parameters_stay_as_they_were(workspace, blocks):
     words = [*RUN, "--init_from=gpt2", f"--trainable_blocks={blocks}", "--epochs=3"]
     printed = succeed(*words, cwd=workspace)
     assert ("features: computed once" in printed) == (blocks == 0)
-    assert f"{34 if blocks == 0 else 34 + 32 + 12 * 256 + 13 * 16:,} of them trained, init_from ./gpt2\n" in printed
+    trained = 34 + (32 if blocks else 0) + blocks * (12 * 256 + 13 * 16)  # head, ln_f, blocks
+    assert f"{trained:,} of them trained, init_from ./gpt2\n" in printed
     model, saved = checkpoint.load(workspace / "out" / "last.pt")
-    assert saved["settings"]["init_from"] == "./gpt2"  # recorded is the folder, not OpenAI's model of that name
+    assert saved["run"]["initial_weights"] == "./gpt2"  # the folder, not OpenAI's model of that name
     moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, start[name])}
-    trained = ("head.",) if blocks == 0 else ("head.", "ln_f.", "h.1.")
+    trained = [("head.",), ("head.", "ln_f.", "h.1."), ("head.", "ln_f.", "h.")][blocks]
     assert moved == {name for name in start if name.startswith(trained)}
+    if blocks == 2:
+        return
 
     # cached or not, what was logged is what the checkpoint gives
     last = [row for row in read_log(workspace / "out" / "log.csv") if row["split"] == "dev"][-1]
@@ -447,12 +456,56 @@ def test_a_spoilt_log_is_repaired_on_resume(workspace):
     assert [row["step"] for row in read_log(log)] == ["1", "2", "3", "3"]
 
 
-def test_a_cosine_that_has_ended_is_not_told_to_go_on(workspace):
-    succeed(*RUN, "--lr_schedule=cosine", "--epochs=1", cwd=workspace)
-    before = visible(workspace / "out")
-    printed = succeed(*RUN, "--lr_schedule=cosine", "--epochs=1", "--init_from=resume", cwd=workspace)
-    assert "note: out/last.pt is at step 7 of 7 already: its cosine has" in printed
-    assert visible(workspace / "out") == before
+def test_a_run_that_has_ended_says_how_to_train_longer(workspace):
+    for schedule, how in (("cosine", "its cosine has ended, so begin a new run"), ("constant", "raise epochs or")):
+        words = [*RUN, f"--lr_schedule={schedule}", "--epochs=1", f"--out_dir={schedule}"]
+        succeed(*words, cwd=workspace)
+        before = visible(workspace / schedule)
+        printed = " ".join(succeed(*words, "--init_from=resume", cwd=workspace).split())
+        assert f"note: {schedule}/last.pt is at step 7 of 7 already: {how}" in printed
+        after = visible(workspace / schedule)
+        assert all(after[name] == before[name] for name in ("last.pt", "best.pt")) and after.keys() == before.keys()
+
+
+def test_a_bare_name_has_the_settings_value_everywhere_in_finetune(workspace):
+    source = (REPO / "finetune.py").read_text()
+    line = "            while True:\n"
+    assert source.count(line) == 1
+    shown = "            print('bare', grad_clip, settings.grad_clip, dtype, device, seed, init_from)\n"
+    for name in ("classifier", "model.py"):
+        (workspace / name).symlink_to(REPO / name)
+    (workspace / "mine.py").write_text(source.replace(line, shown + line))
+    words = [sys.executable, "mine.py", *RUN[1:], "--grad_clip=0.25", "--max_steps=1", "--device=cpu", "--seed=3"]
+    done = subprocess.run(words, cwd=workspace, capture_output=True, text=True)
+    assert "\nbare 0.25 0.25 float32 cpu 3 scratch\n" in done.stdout, done.stderr
+    # a mistake in code of one's own is found: the line ends with its place
+    mistake = "            (Path(out_dir) / 'mine.txt').read_text()\n"
+    (workspace / "mine.py").write_text(source.replace(line, mistake + line))
+    done = subprocess.run([*words, "--overwrite=True"], cwd=workspace, capture_output=True, text=True)
+    number = 1 + source[: source.index(line)].count("\n")
+    assert (
+        f"error: out/mine.txt: No such file or directory (mine.py, line {number}); stopped after 0 steps" in done.stderr
+    )
+    # no function makes one of these names its own
+    names = vars(read_settings(str(REPO / "finetune.py"), [])).keys()
+    for function in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)):
+        arguments = {argument.arg for argument in function.args.args}
+        stored = [node for node in ast.walk(function) if isinstance(getattr(node, "ctx", None), ast.Store)]
+        assert not names & (arguments | {getattr(node, "id", "") for node in stored}), function.name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read_settings(str(REPO / "finetune.py"), []).dtype = "float32"
+
+
+def test_a_run_is_resumed_in_the_number_format_that_it_began_with(workspace):
+    words = [word for word in RUN if not word.startswith("--dtype")]
+    begun_in, resumed_on = "torch.bfloat16", "(torch.float32, 'the CPU has no bfloat16')"
+    patch = "import classifier.device as d\nchoose = d.choose_dtype\n"
+    patch += "d.choose_dtype = lambda asked, device: {} if asked == 'auto' else choose(asked, device)\n"
+    began = patch.format(f"({begun_in}, 'fast')")
+    assert run_patched(began, *words, "--max_steps=1", cwd=workspace).returncode == 0
+    done = run_patched(patch.format(resumed_on), *words, "--max_steps=2", "--init_from=resume", cwd=workspace)
+    assert done.returncode == 0 and "dtype: bfloat16 (as asked)" in done.stdout, done.stderr
+    assert "dtype was 'bfloat16' and is now 'float32'" in refuse(*RUN, "--init_from=resume", cwd=workspace)
 
 
 # -----------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """GPT-2's weights: read to the bit in every form in which people have them, or refused in a line that says why."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model, succeed, transformers_model
+from conftest import random_model, save, succeed, transformers_model
 from safetensors.torch import save_file
 
+from classifier import checkpoint
 from classifier.errors import UserError
 from classifier.gpt2 import load_gpt2
 from model import GPT, GPTConfig
@@ -73,7 +75,7 @@ def test_what_transformers_saves_is_read_in_float32(tmp_path, kind, dtype):
         assert torch.equal(ours.head.weight, theirs.score.weight.float())
 
 
-def test_a_random_head_hangs_on_the_seed_alone(tmp_path):
+def test_a_random_head_depends_on_the_seed_alone(tmp_path):
     transformers_model("GPT2LMHeadModel", tmp_path)
     torch.manual_seed(3)
     ours = load_gpt2(str(tmp_path), num_classes=7)
@@ -108,6 +110,31 @@ def test_weights_out_of_reach_say_how_to_get_them(tmp_path, monkeypatch):
     for name in ("./nowhere", "/a/b", "a/b/c", "a b", "\x1b[31m", "x" * 100):
         with pytest.raises(UserError, match="there is no folder .*, and no model on the hub has such a name"):
             load_gpt2(name)
+
+
+def test_what_the_machine_cannot_read_is_not_called_damaged(tmp_path, monkeypatch):
+    theirs = transformers_model("GPT2Model", tmp_path)
+
+    def cannot_map(path: Path) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("safetensors.torch.load_file", cannot_map)  # a file system without mmap: it is read
+    assert_same(load_gpt2(str(tmp_path)), theirs)
+    path = save(tmp_path / "best.pt", random_model())
+    for error in (
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        RuntimeError("can't allocate memory"),
+    ):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        for name in ("torch.load", "safetensors.torch.load_file", "safetensors.torch.load"):
+            monkeypatch.setattr(name, fail)
+        for read in (lambda: checkpoint.load(path), lambda: load_gpt2(str(path)), lambda: load_gpt2(str(tmp_path))):
+            with pytest.raises(type(error)):
+                read()
 
 
 # -----------------------------------------------------------------------------
@@ -164,13 +191,13 @@ def refused(folder: Path, **options: object) -> str:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"score.weight": torch.zeros(3, 48)}, "the head in {} is for 3 classes, and 2 are asked for"),
+        ({"score.weight": torch.zeros(3, 48)}, "the head in {} is for 3 classes, and the data has 2"),
         ({"h.1.ln_2.bias": None}, 'Missing key(s) in state_dict: "h.1.ln_2.bias"'),
         ({"adapter.weight": torch.zeros(3)}, 'Unexpected key(s) in state_dict: "adapter.weight"'),
         ({"h.0.attn.c_attn.weight": torch.zeros(144, 48)}, "size mismatch for h.0.attn.c_attn.weight"),
         ({"wpe.weight": torch.zeros(40, 48).int()}, "wpe.weight in {} is no tensor of floating-point numbers"),
-        ({"ln_f.bias": torch.full((48,), float("nan"))}, "ln_f.bias in {} holds numbers that are not finite"),
-        ({"ln_f.bias": torch.tensor([1e39] * 48).double()}, "ln_f.bias in {} holds numbers that are not finite"),
+        ({"ln_f.bias": torch.full((48,), float("nan"))}, "ln_f.bias in {} has numbers that are not finite"),
+        ({"ln_f.bias": torch.tensor([1e39] * 48).double()}, "ln_f.bias in {} has numbers that are not finite"),
     ],
 )
 def test_weights_that_do_not_fill_the_model_are_named(tmp_path, changes, message):
@@ -199,17 +226,12 @@ def test_a_configuration_of_another_function_or_of_absurd_sizes_is_refused(tmp_p
         assert message in refused(tmp_path)
 
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
-
-
 def test_folders_without_whole_files_are_refused(tmp_path):
     transformers_model("GPT2Model", tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
     assert "model.safetensors is truncated, damaged or of another program" in refused(tmp_path)
-    weights.write_text(POINTER)
-    assert "model.safetensors is Git LFS's pointer to a file, not the file: run `git lfs pull`" in refused(tmp_path)
     weights.unlink()
     assert "has no model.safetensors or model.safetensors.index.json or pytorch_model.bin or" in refused(tmp_path)
     torch.save([1], tmp_path / "pytorch_model.bin")
@@ -220,7 +242,7 @@ def test_folders_without_whole_files_are_refused(tmp_path):
     assert "has no config.json" in refused(tmp_path)
     torch.save(random_model().state_dict(), tmp_path / "weights.bin")
     message = refused(tmp_path / "weights.bin")
-    assert "weights.bin is of neither finetune.py nor nanoGPT: name a folder with it" in message
+    assert "weights.bin is no checkpoint of finetune.py or nanoGPT: name a folder with it" in message
 
 
 def test_the_index_says_which_shards_count(tmp_path):

@@ -1,8 +1,9 @@
-"""app.py and the Space's app.py in a real browser: they say what evaluate.py says, and nobody else is asked.
+"""app.py in a real browser: the page says what evaluate.py says, of the very texts of training, and asks nobody else.
 
-Both servers are real processes on 127.0.0.1, the browser is a headless Chromium.
+The servers are real processes on 127.0.0.1, the browser is a headless Chromium.
 """
 
+import csv
 import json
 import os
 import re
@@ -10,16 +11,18 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-import yaml
 from conftest import REPO, random_model, refuse, save, succeed
 
 import app
 from classifier.answers import models as answers
 from classifier.answers.explain import explain
+from classifier.answers.models import Classifier
 from classifier.data.dataset import load_meta, load_split, training_files
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-app.txt")
@@ -28,7 +31,7 @@ TEXT = "A lovely film, though its <b>plot</b> is ${1 + 1} {{value}} <img src=x> 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --window-size=1100,900""".split()
-ENTER = "\ue007"  # as WebDriver has it
+ENTER, SHIFT_ENTER = "\ue007", "\ue008\ue007\ue008"  # as WebDriver has them
 # before anything else in a Python process: write down whom it connects to, and whom it looks up
 RECORDER = """
 import os, sys
@@ -43,26 +46,37 @@ sys.addaudithook(note)
 """
 
 
+ROWS = [(f"Title {n}", f"the body of {n},\nin two lines", NAMES[n % 2]) for n in range(60)]
+ROWS += [("", "a body alone", NAMES[0]), ("A title alone", " ", NAMES[1])]
+
+
 @pytest.fixture(scope="module")
 def place(prepared_sample, tmp_path_factory):
-    """The prepared sample, two checkpoints, one.pt and two.pt, and the first exported with its page."""
+    """The prepared sample with one.pt and two.pt; rows of a title and a body, prepared, with columns.pt."""
     place = tmp_path_factory.mktemp("page")
     shutil.copytree(prepared_sample / "data", place / "data")
-    meta = load_meta(place / "data" / "sample")
-    data = {"task": "sample", "label_names": meta["label_names"], "folder": "data/sample"}
-    data |= {"files": training_files(meta), "leading_space": meta["splits"]["train"]["leading_space"]}
-    for name, block_size in (("one", 24), ("two", 40)):
+    with open(place / "rows.csv", "w", newline="") as f:
+        csv.writer(f).writerows([("title", "body", "label"), *ROWS])
+    succeed("prepare_own.py", "--train=rows.csv", "--text_column", "title", "body", "--name=rows", cwd=place)
+    models = {"one": ("sample", 24), "two": ("sample", 40), "columns": ("rows", 40)}
+    for name, (task, block_size) in models.items():
+        meta = load_meta(place / "data" / task)
+        data = {"task": task, "label_names": meta["label_names"], "text_columns": meta["text_columns"]}
+        data |= {"folder": f"data/{task}", "files": training_files(meta)}
+        data |= {"leading_space": meta["splits"]["train"]["leading_space"]}
         save(place / f"{name}.pt", random_model(2, block_size=block_size), data)
-    succeed("export_hf.py", "--ckpt=one.pt", "--out=hf", "--space", cwd=place)
     (place / "sitecustomize.py").write_text(RECORDER)
+    (place / "temporary").mkdir()
     return place
 
 
-def start(script: Path, *words: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """Start one of the two servers."""
+def start(port: int, *words: str, cwd: Path) -> subprocess.Popen:
+    """Start a server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHON"))}
+    kept |= {"PYTHONPATH": str(cwd), "RECORD": str(cwd / "connected"), "TMPDIR": str(cwd / "temporary")}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, str(script), *words], cwd=cwd, env=kept | environment, **streams)
+    command = [sys.executable, str(REPO / "app.py"), "--port", str(port), "--ckpt", *words]
+    return subprocess.Popen(command, cwd=cwd, env=kept, **streams)
 
 
 def address(server: subprocess.Popen) -> str:
@@ -70,25 +84,24 @@ def address(server: subprocess.Popen) -> str:
     printed = []
     for line in server.stdout:
         printed.append(line)
-        if found := re.fullmatch(r"the page is at (http://127\.0\.0\.1:\d+)/? \(Ctrl-C ends it\)\n", line):
+        if found := re.fullmatch(r"the page is at (http://127\.0\.0\.1:\d+)/? \(press Ctrl-C to stop it\)\n", line):
             return found[1]
     raise AssertionError("".join(printed))
 
 
 @pytest.fixture(scope="module")
 def pages(place):
-    """The addresses of app.py, of both checkpoints, and of the exported folder's app.py."""
+    """The addresses of two pages: an ensemble, and the model that reads a title and a body."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ports = [str(listener.getsockname()[1]) for listener in (one, other)]  # free ones
-    app_py = start(REPO / "app.py", "--ckpt", "one.pt", "two.pt", "--port", ports[0], cwd=place,
-                   PYTHONPATH=str(place), RECORD=str(place / "connected"))  # fmt: skip
-    space = start(place / "hf" / "app.py", cwd=place / "hf", PYTHONPATH="", GRADIO_SERVER_PORT=ports[1])
+        ports = [listener.getsockname()[1] for listener in (one, other)]  # free ones
+    servers = [start(ports[0], "one.pt", "two.pt", cwd=place), start(ports[1], "columns.pt", cwd=place)]
     try:
-        yield {"app": address(app_py), "space": address(space)}
+        yield dict(zip(("app", "columns"), map(address, servers), strict=True))
     finally:
-        for process in (app_py, space):
-            process.terminate()
-            process.wait(30)
+        for server in servers:
+            server.terminate()
+            server.wait(30)
+    assert not [*(place / "temporary").rglob("*rows.csv")]  # no upload outlives its server
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +157,11 @@ def read_words(browser) -> list[tuple[str, float]]:
     return found
 
 
-def load(place: Path, *names: str, dtype: str = "auto") -> list[answers.Loaded]:
-    return answers.load_all([str(place / f"{name}.pt") for name in names], "cpu", dtype)[0]
+def load(place: Path, *names: str) -> list[Classifier]:
+    return answers.load_all([str(place / f"{name}.pt") for name in names])[0]
 
 
-def assert_shown(browser, text: str, models: list[answers.Loaded]) -> None:
+def assert_shown(browser, text: str, models: list[Classifier]) -> None:
     """That all is that of the models' explanation, as far as bfloat16 says the same on any number of threads."""
     found = explain(text, partial(answers.log_probabilities, models))
     wait(browser, lambda: find(browser, "#words") and [word for word, _ in read_words(browser)] == text.split())
@@ -170,30 +183,54 @@ def test_the_page_shows_what_evaluate_says(place, pages, browser):
     open_page(browser, pages["app"], TEXT, ENTER)
     assert_shown(browser, TEXT, load(place, "one", "two"))
     assert not browser.find_elements("css selector", "#words img, #words b")
-    # without mistakes, and by transformers in an exported folder
-    open_page(browser, pages["space"], TEXT, ENTER)
-    assert_shown(browser, TEXT, load(place, "one", dtype="float32"))
-    assert not [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
 
 
-@pytest.mark.parametrize("with_keys", [True, False])
-def test_a_mistake_opens_with_a_click_or_the_keyboard_alone(place, pages, browser, with_keys):
+def test_columns_go_on_lines_of_their_own(place, pages, browser):
+    open_page(browser, pages["app"])
+    assert find(browser, "#box label > span")[0].text == "Text"
+    title, body, _ = ROWS[0]
+    first, second = body.split("\n")
+    open_page(browser, pages["columns"], title, SHIFT_ENTER, first, SHIFT_ENTER, second, ENTER)
+    label = find(browser, "#box label > span")[0].text
+    assert label == "Text: title, body, in this order, each on a line of its own (Shift+Enter begins one)"
+    assert_shown(browser, f"{title}\n{body}", load(place, "columns"))
+
+
+def test_a_file_is_classified(place, pages, browser):
+    open_page(browser, pages["columns"])
+    (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "File"]
+    tab.click()
+    browser.find_element("css selector", "#upload input[type=file]").send_keys(str(place / "rows.csv"))
+    wait(browser, lambda: "rows" in find(browser, "#upload")[0].text)
+    find(browser, "#ask")[0].click()
+    (link,) = wait(browser, lambda: find(browser, "#answers a[href]"))
+    assert find(browser, "#said")[0].text.startswith("rows: 62, without a text: 0; texts in 'title' + 'body'")
+    words = ["evaluate.py", "--ckpt=columns.pt", "--file=rows.csv", "--predictions=answered.csv"]
+    succeed(*words, "--overwrite", cwd=place)
+    with urlopen(link.get_attribute("href")) as answered:
+        assert answered.read() == (place / "answered.csv").read_bytes()
+    assert {path.name for path in (place / "temporary").rglob("*.csv")} == {"rows.csv", "answered-rows.csv"}
+
+
+@pytest.mark.parametrize("page, with_keys", [("app", True), ("columns", False)])
+def test_a_mistake_opens_with_a_click_or_the_keyboard_alone(place, pages, browser, page, with_keys):
     def press(element) -> None:
         element.send_keys(ENTER) if with_keys else element.click()
 
-    models, dev = load(place, "one", "two"), load_split(place / "data" / "sample", "dev")
-    surest = answers.surest_mistakes(answers.predict_all(models, dev), dev.labels)
-    open_page(browser, pages["app"])
-    (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "Surest mistakes"]
+    models = load(place, *{"app": ("one", "two"), "columns": ("columns",)}[page])
+    dev = load_split(place / models[0].saved["data"]["folder"], "dev")
+    mistakes = answers.most_confident_mistakes(answers.predict_all(models, dev), dev.labels)
+    open_page(browser, pages[page])
+    (tab,) = [each for each in find(browser, "button[role=tab]") if each.text == "Mistakes"]
     press(tab)
     buttons = wait(browser, lambda: find(browser, "button.text"))
-    assert len(buttons) == min(20, len(surest))
-    label, prediction, probability = re.match(r"(\w+), taken for (\w+) \((0\.\d+)\): ", buttons[0].text).groups()
+    assert len(buttons) == min(20, len(mistakes))
+    label, prediction, probability = re.match(r"(\w+), predicted (\w+) \((0\.\d+)\): ", buttons[0].text).groups()
     assert {label, prediction} == set(NAMES)
     press(buttons[0])
     box = wait(browser, lambda: find(browser, "#box textarea"))[0]
     text = wait(browser, lambda: box.get_property("value"))
-    assert text in [answers.text_of(dev, i) for i in surest[:3]]  # the order of close ones may differ
+    assert text in [answers.example_text(dev, i) for i in mistakes[:3]]  # the order of close ones may differ
     assert_shown(browser, text, models)
     assert read_bars(browser)[prediction] == pytest.approx(float(probability), abs=0.004)
     assert browser.switch_to.active_element == box
@@ -204,9 +241,9 @@ def test_what_cannot_be_classified_gets_a_sentence(pages, browser):
     (button,) = [each for each in find(browser, "button") if each.text == "Classify"]
     for value, message in [
         (" \n ", "There is no text to classify: type one."),
-        ("Mess", "A single word cannot be left out: no text would remain."),
+        ("Mess", "A one-word text has nothing to leave out."),
         ("x" * 20_001, "This text is too long: 20,001 characters, and the page takes 20,000."),
-        ("so " * 301, "The words of a text are weighed up to 300 words; this one has more."),
+        ("so " * 301, "This text has 301 words; their contributions are computed for up to 300."),
     ]:
         browser.execute_script(
             "let box = document.querySelector('#box textarea'); box.value = arguments[0];"
@@ -246,25 +283,56 @@ def test_neither_server_nor_browser_asks_anyone_else(place, pages, browser):
 # without a browser
 
 
-def test_the_exported_folder_is_a_space(place):
-    import gradio
+@pytest.mark.parametrize("title, body, label", [ROWS[0], *ROWS[-2:]])
+def test_page_text_and_file_give_one_row_the_same_probabilities(place, title, body, label):
+    from classifier.answers import page
 
-    header = yaml.safe_load((place / "hf" / "README.md").read_text().split("---\n")[1])
-    assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
-    assert header["sdk_version"] == gradio.__version__
-    names = [line.split("=")[0].rstrip("<>") for line in (place / "hf" / "requirements.txt").read_text().splitlines()]
-    assert names == ["torch", "transformers", "gradio"]
+    with open(place / "row.csv", "w", newline="") as f:
+        csv.writer(f).writerows([("body", "title"), (body, title)])
+    exact = ["evaluate.py", "--ckpt=columns.pt", "--device=cpu", "--dtype=float32"]
+    succeed(*exact, "--file=row.csv", "--predictions=row-answered.csv", "--overwrite", cwd=place)
+    with open(place / "row-answered.csv", newline="") as f:
+        (row,) = csv.DictReader(f)
+    from_file = [float(row[f"p_{name}"]) for name in NAMES]
+    assert max(from_file) < 0.999
+
+    classifier = Classifier.load(place / "columns.pt", "cpu", "float32")
+    text = "\n".join(part for part in (title, body) if part.strip())
+    found, *_ = next(page.answer([classifier], text))
+    shown = {each["label"]: each["confidence"] for each in found.value["confidences"]}
+    assert [round(shown[name], 6) for name in NAMES] == from_file
+    labels, probabilities = classifier([[title, body]])
+    assert labels == [row["prediction"]] and probabilities[0].round(6).tolist() == pytest.approx(from_file, abs=1e-7)
+
+    printed = succeed(*exact, "--text", title, body, cwd=place).splitlines()
+    assert printed[1].split()[:3] == [row["prediction"], *(f"{share:.3f}" for share in from_file)] and len(printed) == 2
+    explained = succeed(*exact, "--explain", "--text", title, body, cwd=place).splitlines()
+    assert explained[:2] == printed
+
+
+def test_text_of_another_number_of_columns_is_refused(place):
+    words = ["evaluate.py", "--ckpt=columns.pt", "--text"]
+    for given in (["both\nin one"], ["a", "b", "c"]):
+        message = refuse(*words, *given, cwd=place)
+        assert f"2 columns, title, body, and this text has {len(given)}: give one part for each" in message
+        assert message.endswith('as in --text "TITLE" "BODY"\n')
+    assert "columns.pt was trained on the columns title, body: --text - cannot" in refuse(*words, "-", cwd=place)
+    message = refuse("evaluate.py", "--ckpt=one.pt", "--text", "A", "mess.", cwd=place)
+    assert 'one.pt reads one text, not 2: quote it, as in --text "A lovely film."' in message
+    assert "the text is blank or not valid UTF-8" in refuse(*words, " ", "\n", cwd=place)
+    assert "the text is blank or not valid UTF-8" in refuse(*words, "caf\udce9", "b", cwd=place)
 
 
 def test_without_the_dev_set_of_its_training_a_page_lists_none(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    one = answers.load("one.pt")
+    one = Classifier.load("one.pt")
     assert len(app.dev_split([one], None)) == 240
     gone = {"folder": "gone"}, "one.pt was trained on gone, and there is no such"
     for change, message in (gone, ({"files": {}}, "is not the data that")):
-        changed = one._replace(saved=one.saved | {"data": one.saved["data"] | change})
+        changed = replace(one, saved=one.saved | {"data": one.saved["data"] | change})
         assert app.dev_split([changed], None) is None
-        assert re.match(f"note: a page without examples and mistakes: .*{message}", capsys.readouterr().out)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert re.match(f"note: a page without examples and mistakes: .*{message}", printed)
     assert len(app.dev_split([changed], "data/sample")) == 240  # asked for by name
     assert "note: data/sample is not the data" in capsys.readouterr().out
 
@@ -276,7 +344,7 @@ def test_what_stops_the_page_is_said_in_one_line(place, monkeypatch):
         in_use = f"--port={taken.getsockname()[1]}", "Address already in use"
         for option, problem in (in_use, ("--port=70000", "port must be 0-65535")):
             message = refuse("app.py", "--ckpt=one.pt", option, cwd=place)
-            assert problem in message and message.endswith(": name another --port or --host\n")
+            assert problem in message and message.endswith(": choose another --port or --host\n")
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "classifier.answers.page", raising=False)
     monkeypatch.delattr("classifier.answers.page", raising=False)

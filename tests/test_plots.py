@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPO, make_split
 
-from classifier.answers.plots import draw_accuracy_by_length, draw_confusion, draw_reliability
+from classifier.answers.plots import draw_confusion, draw_reliability
 from classifier.errors import UserError
 from classifier.training.curves import draw_curves
 
@@ -89,21 +89,6 @@ def test_the_calibration_error_is_guos(answers, tmp_path):
         inside = (confidence >= low) & (confidence < low + 1 / 15)
         expected += abs(right[inside].sum() - confidence[inside].sum()) / 400
     assert any(f"expected calibration error {expected:.3f}" in word for word in texts(tmp_path / "r.svg"))
-
-
-def test_the_groups_of_lengths_hold_every_example_once(answers, tmp_path):
-    logits, split = answers
-    draw_accuracy_by_length(tmp_path / "l.svg", logits, split, ["one", "two", "three"])
-    words = texts(tmp_path / "l.svg")
-    counts = [int(word[2:]) for word in words if re.fullmatch("n=[0-9]+", word)]
-    ranges = [tuple(map(int, word.split("-"))) for word in words if re.fullmatch("[0-9]+-[0-9]+", word)]
-    lengths = np.diff(split.offsets)
-    assert sum(counts) == 400 and 5 <= len(counts) == len(ranges) <= 8 and min(counts) > 20
-    for (low, high), count in zip(ranges, counts, strict=True):
-        assert ((lengths >= low) & (lengths <= high)).sum() == count
-    assert any(f"all: {(logits.argmax(-1).numpy() == split.labels).mean():.3f}" in word for word in words)
-    one = make_split([[1, 2]], [0])
-    draw_accuracy_by_length(tmp_path / "one.png", torch.zeros(1, 2), one, ["a", "b"])
 
 
 def test_a_notebooks_backend_does_not_matter():

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import REPO, here, succeed, transformers_model
 
+from classifier.answers.models import Classifier
+
 # in the order in which their commands are run
-NAMES = ["answers", "own-data", "settings", "several-gpus", "how-it-works", "reliability"]
+NAMES = ["answers", "own-data", "settings", "several-gpus", "how-it-works", "reliability", "troubleshooting"]
 NAMES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 PAGES = {name: (REPO / name).read_text(encoding="utf-8") for name in NAMES}
 README = PAGES["README.md"]
@@ -23,7 +25,7 @@ ELSEWHERE = {  # shown, but not run here
     "python bench/baselines.py data/sst": "run by test_baselines_of_the_results_table",
     "python finetune.py --help": "run by test_settings.py",
     "python app.py --ckpt out/best.pt": "run by test_page.py",
-    "python evaluate.py --ckpt out/best.pt --calibrate": "run by test_calibration.py: these models know nothing",
+    "python evaluate.py --ckpt out/best.pt --calibrate calibrated.pt": "run by test_calibration.py: these know nothing",
 }
 SCRIPTS = [path for path in sorted([*REPO.glob("*.py"), *REPO.glob("bench/*.py")]) if '"__main__"' in path.read_text()]
 ROWS = 60  # of each file of the sample: as many as show that a command works
@@ -36,7 +38,8 @@ def shown_commands() -> list[str]:
     text = re.sub(r"^```python\n.*?^```$", "", "\n".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
     for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines() or [" ".join(code.split())]:
-            for command in re.sub(r"\s+#.*", "", line).split(" && "):
+            line = re.sub(r"^for s in 1 2 3; do (.*); done", r"\1", re.sub(r"\s+#.*", "", line)).replace("$s", "1")
+            for command in line.split(" && "):
                 words = command.split()
                 if len(words) > 1 and words[0] in PROGRAMS:
                     found.append(" ".join(words))
@@ -56,14 +59,15 @@ def test_every_page_is_tested_and_linked_from_the_readme():
     assert sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")) == sorted(NAMES[1:])
     for name, page in PAGES.items():
         links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
-        missing = [link for link in links if not (REPO / name).parent.joinpath(link).is_file()]
+        files = [link.partition("#")[0] for link in links]
+        missing = [file for file in files if not (REPO / name).parent.joinpath(file).is_file()]
         assert not missing, name
         assert name == "README.md" or name in re.findall(r"\]\(([^)]+)\)", README)
 
 
 def test_every_file_of_the_repository_that_is_named_is_there():
-    generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "seeds.json", "run.json", "log.csv"}
-    generated |= {"temperature.json", "trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "new.csv", "test.csv"}
+    generated = {"config/finetune_mytask.py", "config.json", "model.safetensors", "run.json", "log.csv"}
+    generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "new.csv", "test.csv"}
     generated |= {"answered.csv", "curves.png", "out/curves.png"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
     text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
@@ -145,7 +149,6 @@ def adapted(command: str) -> list[str]:
     if "finetune.py" in words:
         is_resume = "--init_from=resume" in words
         words = [re.sub(r"--n_embd=\d+", "--n_embd=8", word) for word in words]
-        words = [re.sub(r"--seeds=(\d+),.*", r"--seeds=\1,", word) for word in words]  # several: test_survival.py
         words += [*FINETUNE, "--max_steps=2"] if is_resume else [*FINETUNE, "--max_steps=1", "--overwrite=True"]
     elif words[0] == "make":
         words.insert(1, "--dry-run")
@@ -174,8 +177,6 @@ def test_every_command_works_in_the_order_of_the_pages(clone):
         if command in ELSEWHERE:
             continue
         output = run(command, clone)
-        if "--detokenize" in command:  # what is trained so far was trained on the other form, and so is the rest
-            run("python prepare_sst.py", clone)
         if command.startswith("make "):
             assert_known(output)
     for name in ("out/curves.png", "out/best.pt", "out/run.json", "plots/confusion.png", "out-hf/model.safetensors"):
@@ -187,10 +188,20 @@ def test_every_command_works_in_the_order_of_the_pages(clone):
 def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
     transformers_model("GPT2LMHeadModel", tmp_path / "gpt2", vocab_size=50257)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", "\n".join(PAGES.values()), re.DOTALL | re.MULTILINE)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/how-it-works.md"], re.DOTALL | re.MULTILINE)
     names = {}
     exec(code, names)
     assert names["logits"].shape == (1, 2) and str(names["logits"].dtype) == "torch.float32"
+
+
+def test_the_classifier_of_the_pages_is_that_of_its_docstring():
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/answers.md"], re.DOTALL | re.MULTILINE)
+    first = [line for line in code.splitlines() if line][:3]  # run in a notebook's kernel by test_classifier.py
+    assert [line.partition("  #")[0] for line in first] == [
+        "from classifier.answers.models import Classifier",
+        'classifier = Classifier.load("out/best.pt")',
+        'labels, probabilities = classifier(["A lovely film.", "A dull mess."])',
+    ] and all(line.partition("  #")[0] in Classifier.__doc__ for line in first)
 
 
 def assert_known(output: str) -> None:

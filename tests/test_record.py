@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -10,19 +11,19 @@ import signal
 import subprocess
 import sys
 import termios
-from types import SimpleNamespace
+import time
+from functools import partial
 
 import pytest
 import torch
 from conftest import REPO, refuse, succeed, visible
 from runs import RUN, assert_same_run, read_log
 
+import finetune
 from classifier import checkpoint
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
-from classifier.training import run
-from classifier.training.progress import Progress
-from classifier.training.seeds import ended_run
+from classifier.training import predict
 
 SCRIPTED = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.65}  # epoch -> dev accuracy, so that it is known which is the best
 
@@ -31,14 +32,14 @@ SCRIPTED = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.65}  # epoch -> dev accuracy, so that i
 def scripted(monkeypatch):
     """Dev accuracies as SCRIPTED says. What is put into `hooks` for an epoch is called before its evaluation."""
     hooks = {}
-    losses = run.loss_and_accuracy
+    losses = predict.loss_and_accuracy
 
     def loss_and_accuracy(logits, labels):
-        epoch = sys._getframe(1).f_locals["progress"].epoch
+        epoch = sys._getframe(2).f_locals["epoch"]
         hooks.get(epoch, lambda: None)()
         return losses(logits, labels)[0], SCRIPTED[epoch]
 
-    monkeypatch.setattr(run, "loss_and_accuracy", loss_and_accuracy)
+    monkeypatch.setattr(predict, "loss_and_accuracy", loss_and_accuracy)
     return hooks
 
 
@@ -49,7 +50,7 @@ def full_disk(monkeypatch):
 
     def save_or_fail(path, *args, **parts):
         if path.name in names:
-            raise OSError(f"cannot write {path}: No space left on device")
+            raise UserError(f"cannot write {path}: No space left on device")
         save(path, *args, **parts)
 
     monkeypatch.setattr(checkpoint, "save", save_or_fail)
@@ -71,27 +72,26 @@ def assert_true(out, epoch: int) -> None:
 # last.pt and best.pt
 
 
-def test_a_best_pt_that_is_not_the_one_last_pt_tells_of(workspace, scripted):
+def test_run_json_tells_of_the_best_pt_that_is_there(workspace, scripted):
     out = workspace / "out"
     succeed(*RUN, "--epochs=1", cwd=workspace)
     first = (out / "best.pt").read_bytes()
     succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
-    # the end came between the two files: last.pt has the weights
-    for path in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
-        path()
-        succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
+    # a kill between last.pt and best.pt leaves an older one or none: the evaluation is repeated, and best.pt written
+    for leave in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
+        leave()
+        printed = succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
+        assert "epoch 2: dev accuracy 0.700" in printed and "is missing" not in printed
         assert_true(out, epoch=2)
     succeed(*RUN, "--epochs=3", "--init_from=resume", cwd=workspace)
-    # an older one, as from a backup, whose better weights are nowhere
-    (out / "best.pt").write_bytes(first)
-    before = visible(out)
-    message = refuse(*RUN, "--epochs=4", "--init_from=resume", cwd=workspace)
-    assert "out/best.pt is of step 7, and last.pt tells of one of step 14: move it elsewhere" in message
-    assert visible(out) == before
-    (out / "best.pt").unlink()
-    printed = succeed(*RUN, "--epochs=4", "--init_from=resume", cwd=workspace)
-    assert "note: out/best.pt is gone, and with it the best weights up to here" in printed
-    assert_true(out, epoch=4)
+    # later on an older one, as from a backup, or none: the best is what is left
+    saved = visible(out)
+    for leave in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
+        (out / "last.pt").write_bytes(saved["last.pt"])
+        leave()
+        printed = succeed(*RUN, "--epochs=3", "--init_from=resume", cwd=workspace)
+        assert_true(out, epoch=3)
+    assert "note: out/best.pt is missing, and with it the best weights so far" in printed
 
 
 def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scripted):
@@ -102,7 +102,7 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
     (out / "best.pt").write_bytes(strange)
     before = visible(out)
     message = refuse(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
-    assert "out/best.pt is no best.pt of the run of out/last.pt: move one of them elsewhere" in message
+    assert "out/best.pt is from another run than out/last.pt: move one of them elsewhere" in message
     assert visible(out) == before
     (out / "best.pt").write_bytes(strange[:-100])
     assert "out/best.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
@@ -120,60 +120,46 @@ def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, 
 
     assert step_at(4) == 14  # epoch 3 was no best
     assert step_at(4, "--save_interval=7") == 21 and step_at(4, "--save_interval=5") == 25
-    monkeypatch.setattr(run, "SECONDS_BETWEEN_SAVES", 0)
+    ticks = itertools.count(step=30)  # the third call is a minute after the first
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     assert step_at(4) == 27
 
 
-PLAN = {"batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 0, "epochs": 9, "max_steps": 0}
-PLAN |= {"block_size": 8, "best_by": "accuracy", "patience": 0}
-
-
-def test_which_evaluation_is_the_best():
-    progress = Progress.planned(SimpleNamespace(**PLAN, eval_interval=3), examples=20)
-    assert [step for step in range(1, 12) if progress.is_regular(step)] == [3, 5, 8, 10]
+def test_which_evaluation_is_the_best(monkeypatch):
+    monkeypatch.setattr(finetune, "eval_interval", 3)
+    assert [step for step in range(1, 12) if finetune.is_regular(step, 5)] == [3, 5, 8, 10]
+    is_better = partial(finetune.is_better, steps_per_epoch=5)
     inside, end = {"step": 3, "accuracy": 0.9, "loss": 1.0}, {"step": 5, "accuracy": 0.5, "loss": 1.0}
-    assert progress.is_better(inside, end) and not progress.is_better(end, inside)
-    assert not progress.is_better(inside | {"step": 4}, end) and progress.is_better(end, inside | {"step": 4})
-    # without an interval, the only one inside an epoch counts until another comes
-    progress.eval_interval = 0
-    later, worse = inside | {"step": 4, "accuracy": 0.1}, end | {"step": 10, "accuracy": 0.4}
-    assert progress.is_better(inside, {}) and progress.is_better(end, inside) and progress.is_better(later, inside)
-    assert not any(progress.is_better(*pair) for pair in [(inside, inside), ({}, {}), ({}, end), (end, end)])
-    assert not progress.is_better(worse, end) and not progress.is_better(later, end)
-    assert progress.is_better(end | {"step": 15, "loss": 0.9}, end)
-    progress.best_by = "macro_f1"
-    assert progress.is_better(worse | {"macro_f1": 0.3}, end | {"macro_f1": 0.2})
+    assert is_better(inside, end) and not is_better(end, inside) and is_better(end, {})
+    assert is_better(end | {"loss": 0.9}, end) and not is_better(end, end)
+    # one that only max_steps has caused counts until another comes
+    odd = inside | {"step": 4, "accuracy": 0.95}
+    assert not is_better(odd, inside) and is_better(end, odd) and is_better(odd, {})
+    monkeypatch.setattr(finetune, "best_by", "macro_f1")
+    assert is_better(end | {"macro_f1": 0.3}, inside | {"macro_f1": 0.2})
 
 
 def test_a_run_without_a_better_evaluation_ends_when_its_patience_does(workspace, scripted):
     SCRIPTED.update({5: 0.71, 6: 0.7})
     words = [*RUN, "--epochs=6"]
     succeed(*words, "--out_dir=whole", cwd=workspace)
-    printed = succeed(*words, "--patience=2", cwd=workspace)
-    assert "patience=2: no better evaluation for so long, so the run ends" in printed and "epoch 4:" in printed
-    assert_true(workspace / "out", epoch=2)
-    before = visible(workspace / "out")
-    printed = succeed(*words, "--patience=2", "--init_from=resume", cwd=workspace)
-    assert "note: out/last.pt is at step 28 of 42 already: raise epochs or max_steps" in printed
-    assert visible(workspace / "out") == before
+    for more in ([], ["--init_from=resume"]):  # resumed, it evaluates again and comes to the same end
+        printed = succeed(*words, "--patience=2", *more, cwd=workspace)
+        assert "patience=2: no better evaluation for so long, so the run ends" in printed and "epoch 4:" in printed
+        assert "larger patience" in printed and "epochs or max_steps" not in printed and "step 29" not in printed
+        assert_true(workspace / "out", epoch=2)
     succeed(*words, "--patience=3", "--init_from=resume", cwd=workspace)  # and then epoch 5 is better
     assert_true(workspace / "out", epoch=5)
     assert_same_run(workspace / "out", workspace / "whole")
 
 
 def test_the_best_may_be_chosen_by_macro_f1(workspace):
-    printed = succeed(*RUN, "--best_by=macro_f1", "--epochs=3", "--seeds=4,", cwd=workspace)
-    out = workspace / "out" / "seed-4"
+    succeed(*RUN, "--best_by=macro_f1", "--epochs=3", cwd=workspace)
+    out = workspace / "out"
     best = run_of(out)["best"]
     assert best["macro_f1"] == max(float(row["macro_f1"]) for row in read_log(out / "log.csv") if row["split"] == "dev")
     evaluated = succeed("evaluate.py", "--dtype", "float32", "--ckpt", out / "best.pt", cwd=workspace)
-    record = run_of(out)
-    record["settings"]["init_from"] = "./gpt2"  # as a folder is noted down: the same run, however it is named
-    (out / "run.json").write_text(json.dumps(record))
-    for name in ("gpt2", "./gpt2"):
-        again = succeed(*RUN, "--best_by=macro_f1", "--epochs=3", "--seeds=4,", f"--init_from={name}", cwd=workspace)
-        assert "out/seed-4" not in again
-    assert f"macro-F1 {best['macro_f1']:.4f}" in evaluated and f"\nmean {best['macro_f1']:.4f}, " in printed
+    assert f"macro-F1 {best['macro_f1']:.4f}" in evaluated
 
 
 def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
@@ -186,7 +172,10 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it(workspace, full_disk):
     full_disk.add("best.pt")
     full_disk.remove("last.pt")
     message = refuse(*RUN, "--epochs=1", "--seed=2", cwd=workspace)
-    assert "cannot write out/best.pt: No space left on device; stopped after 7 steps: --init_from=resume, " in message
+    assert (
+        "cannot write out/best.pt: No space left on device; stopped after 7 steps: to resume from out/last.pt, "
+        in message
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -219,26 +208,9 @@ def test_a_run_whose_folder_was_replaced_stops_and_writes_nothing_more(workspace
 # the end
 
 
-def test_seeds_takes_no_word_for_it(workspace, scripted):
-    succeed(*RUN, "--epochs=1", "--seed=3", "--out_dir=out/seed-3", cwd=workspace)
-    path = workspace / "out" / "seed-3" / "run.json"
-    whole = json.loads(path.read_text())
-    assert ended_run(path.parent) == whole
-    path.write_text(path.read_text().replace('"sha256": "', "&1"))  # more such: test_fuzz.py
-    with pytest.raises(UserError):
-        ended_run(path.parent)
-    # the run is complete, and so is its record when it is resumed
-    (path.parent / "curves.png").unlink()
-    printed = succeed(*RUN, "--seeds=[3]", "--epochs=1", cwd=workspace)
-    assert printed.splitlines()[-1].startswith("mean 0.5000")
-    completed = run_of(path.parent)
-    assert completed.pop("ended") >= whole.pop("ended") and completed == whole
-    assert (path.parent / "curves.png").is_file()
-
-
 @pytest.mark.parametrize(
     "redirection, message",
-    [("> /dev/full", "error: No space left on device"), ("| head -5", "error: Broken pipe; stopped after ")],
+    [("> /dev/full", "error: No space left on device"), ("| head -5", "error: Broken pipe (finetune.py, line ")],
 )
 def test_output_that_cannot_be_printed_stops_the_run(workspace, redirection, message):
     succeed(*RUN, "--out_dir=undisturbed", cwd=workspace)
@@ -272,5 +244,5 @@ def test_a_run_in_float16_that_takes_no_step_stops(workspace, monkeypatch):
     hopeless = lambda device, enabled, **_: scaler(device, init_scale=3e38, backoff_factor=1 - 1e-9)  # noqa: E731
     monkeypatch.setattr(torch.amp, "GradScaler", hopeless)
     message = refuse(*RUN, "--epochs=4", cwd=workspace)  # 28 steps
-    assert "no step of 20 was taken: no gradient was finite in float16" in message
-    assert "no step of 7 was taken" in refuse(*RUN, "--epochs=1", "--overwrite=True", cwd=workspace)
+    assert "no gradient of 20 steps was finite in float16: try dtype=float32" in message
+    assert "no gradient of 7 steps was finite" in refuse(*RUN, "--epochs=1", "--overwrite=True", cwd=workspace)

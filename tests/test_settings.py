@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifier.errors import UserError
-from classifier.settings import ARE_LOCAL, MAY_CHANGE, RULES, read_settings
+from classifier.settings import ARE_LOCAL, BELOW_ONE, CHOICES, MAY_CHANGE, NAMES, POSITIVE, read_settings
 
 SCRIPT = '''"""A script."""
 import os
@@ -14,11 +14,11 @@ learning_rate = 0.5  # how fast
 block_size = 10  # how long
 prompt = "a"  # what to ask
 warmth = 2  # without a row in the table
-seeds = []  # each a run
+label_words = []  # a word each
 compile = False  # fuse
 LIMIT = 3
 '''
-DEFAULTS = {"learning_rate": 0.5, "block_size": 10, "prompt": "a", "warmth": 2, "seeds": [], "compile": False}
+DEFAULTS = {"learning_rate": 0.5, "block_size": 10, "prompt": "a", "warmth": 2, "label_words": [], "compile": False}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,18 @@ def test_defaults_then_config_then_command_line(load):
     assert load() == DEFAULTS
     config = '\ufeff"""about"""\n# a comment\nlearning_rate = 1e-3\nblock_size = 3  # three\n'
     assert load(config=config) == DEFAULTS | {"learning_rate": 1e-3, "block_size": 3}
-    found = load("--block_size=7", "--prompt=12", "--compile=True", "--seeds=2,1", "--learning_rate=2", config=config)
-    given = {"block_size": 7, "prompt": "12", "compile": True, "seeds": [2, 1], "learning_rate": 2.0}
+    found = load(
+        "--block_size=7", "--prompt=12", "--compile=True", "--label_words=a,b", "--learning_rate=2", config=config
+    )
+    given = {"block_size": 7, "prompt": "12", "compile": True, "label_words": ["a", "b"], "learning_rate": 2.0}
     assert found == DEFAULTS | given and type(found["learning_rate"]) is float
+    for text, words in {"bad,good": ["bad", "good"], "[' bad','good']": [" bad", "good"], "0,4": ["0", "4"]}.items():
+        assert load(f"--label_words={text}")["label_words"] == words
 
 
 def test_nothing_in_a_config_file_is_executed(load, tmp_path):
     trap = tmp_path / "trap"
-    with pytest.raises(UserError, match=r"config.py:2: a config file holds only"):
+    with pytest.raises(UserError, match=r"config.py:2: a config file may only contain"):
         load(config=f"block_size = 1\nopen({str(trap)!r}, 'w').close()")
     lines = ["import os", "block_size = 2 * 3", "block_size = int('3')", "a = b = 3", "block_size += 1", "os.a = 3"]
     for line in lines:
@@ -66,7 +70,7 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
         ("warmth = -1", r"config.py:1: warmth must be 0 or more, not -1"),
         ("learning_rate = 1e999", r"learning_rate must be a finite number, not inf"),
         (f"block_size = {2**53}", r"block_size must be below 2\*\*53"),
-        ("seeds = [1, 1]", r"seeds must be a list of different whole numbers"),
+        ("label_words = [1, 1]", r"label_words must be a list of words"),
         ("\nblock_size = (", r"config.py:2: not Python syntax"),
         (b"prompt = '\xff'", r"config.py.* not Python syntax: 'utf-8' codec can't decode"),
     ],
@@ -78,7 +82,7 @@ def test_bad_config_lines_are_refused_with_their_place(load, config, message):
 
 def test_bad_arguments_are_refused(load):
     for argument, message in (
-        ("--block_size", "no config file '--block_size', and a setting is --key=value"),
+        ("--block_size", "no config file '--block_size'; settings are given as --key=value"),
         ("--block_size=many", "--block_size: block_size must be of type int, not str 'many'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -112,15 +116,16 @@ def test_help_lists_every_setting_and_like_a_typo_does_not_import_torch(tmp_path
         assert line.startswith(f"  --{name}={getattr(finetune, name)}")
         assert len(line.split(maxsplit=1)[1]) > 5, f"{name} has no explanation"
     assert len(names) == text.count("\n  --") > 20
-    assert names >= {*RULES, *MAY_CHANGE, *ARE_LOCAL}
+    assert names >= {*POSITIVE, *BELOW_ONE, *NAMES, *CHOICES, *MAY_CHANGE, *ARE_LOCAL}
 
 
 def test_finetune_refuses_bad_values():
     for argument, message in (
-        ("--dropout=1.0", "dropout must be at least 0 and below 1"),
+        ("--dropout=1.0", "dropout must be below 1"),
+        ("--trainable_blocks=-2", "trainable_blocks must be -1 or more"),
         ("--learning_rate=-1", "learning_rate must be above 0"),
         ("--lr_schedule=linear", "lr_schedule must be one of constant, cosine"),
-        ("--label_words=['\\ud800', 'bad']", "label_words must be a list of words"),
+        ("--label_words=a,,b", "label_words must be a list of words"),
         ("--out_dir=", "out_dir must be a name"),
         ("--prompt=\udcff hello", "prompt must be text in UTF-8"),
     ):

@@ -6,6 +6,7 @@ from conftest import succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
+import prepare_sst
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.own import Examples, read_course_file
 from classifier.data.trees import read_trees, with_phrases
@@ -47,7 +48,7 @@ def test_trees_are_read_as_their_phrases(tmp_path_factory, trees):
 )
 def test_what_is_no_tree_is_refused_with_its_line(tmp_path, line):
     (tmp_path / "trees.txt").write_bytes(b"(2 (2 a) (1 b))\n" + line + b"\n(3 c)\n")
-    with pytest.raises(UserError, match="trees.txt, line 2: no tree"):
+    with pytest.raises(UserError, match="trees.txt, line 2: not a tree"):
         list(read_trees(tmp_path / "trees.txt"))
 
 
@@ -71,7 +72,10 @@ def source(tmp_path):
 
 def phrased(source) -> Examples:
     files = {split: source / f"{split}.tsv" for split in ("train", "dev", "test")}
-    splits = {split: read_course_file(path, list("01234"), split == "test") for split, path in files.items()}
+    splits = {
+        split: read_course_file(path, prepare_sst.COLUMNS, list("01234"), split == "test")
+        for split, path in files.items()
+    }
     return with_phrases(splits, source / "trees.txt")
 
 
@@ -95,7 +99,7 @@ def test_trees_of_other_sentences_are_refused(source):
     for before, after, message in (
         ("(2 A)", "(2 The)", "line 1: not the tree of .*train.tsv, line 2"),
         ("(0 (1 (2 -LRB-)", "(1 (1 (2 -LRB-)", "line 2: not the tree of .*train.tsv, line 3"),
-        ("film))\n", "film))\n(2 more)\n", "has 3 trees, and there are 2 sentences"),
+        ("film))\n", "film))\n(2 more)\n", "has 3 trees, but there are 2 sentences"),
     ):
         (source / "trees.txt").write_text(text.replace(before, after))
         with pytest.raises(UserError, match=message):

@@ -1,1 +1,1 @@
-"""What a checkpoint answers, and all that is said of its answers."""
+"""A checkpoint's answers: computed, measured, explained, printed, drawn, exported, shown on a page."""

@@ -1,7 +1,7 @@
-"""Models loaded from checkpoints, and what they answer together: the logarithm of their mean probabilities."""
+"""Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classifier import checkpoint
-from classifier.answers.calibration import read_temperature
 from classifier.data.dataset import Split, load_meta, prepare_script, training_files
+from classifier.data.own import row_text
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from classifier.device import choose_device, choose_dtype, tune
 from classifier.errors import UserError, tell
@@ -20,17 +20,59 @@ from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
 from model import GPT
 
-AT_ONCE = 32768  # texts that are sorted by length
+AT_ONCE = 32768  # texts sorted by length together, so that micro-batches have little padding
 
 
-class Loaded(NamedTuple):
-    """A model with the checkpoint that it comes from, and the temperature that was fitted for it."""
+class Answers(NamedTuple):
+    """A classifier's answers to texts."""
+
+    labels: list[str]  # the most probable class of each text
+    probabilities: np.ndarray  # float32 (texts, K), the classes in the order of label_names
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model of finetune.py that classifies texts as it was trained to.
+
+    from classifier.answers.models import Classifier
+
+    classifier = Classifier.load("out/best.pt")
+    labels, probabilities = classifier(["A lovely film.", "A dull mess."])
+    for label, row in zip(labels, probabilities):
+        print(label, row.max())
+    """
 
     path: str
     model: GPT
-    saved: dict[str, Any]
-    calibration: dict[str, Any] = {}  # what read_temperature returns
-    dtype: torch.dtype = torch.float32  # of its matrix products
+    saved: dict[str, Any]  # the checkpoint's other parts
+    dtype: torch.dtype = torch.float32  # of matrix products
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> "Classifier":
+        """Load a checkpoint in evaluation mode, on a device (cuda, mps or cpu), for products in a dtype of DTYPES."""
+        chosen, _ = choose_device(device)
+        number_format, _ = choose_dtype(dtype, chosen)
+        tune(chosen, number_format)
+        model, saved = checkpoint.load(path)
+        saved = {part: saved[part] for part in saved.keys() - {"model", "optimizer"}}  # the model has its weights
+        check_vocabulary(model.config.vocab_size, str(path))
+        return cls(str(path), model.to(chosen).eval(), saved, number_format)
+
+    def __call__(self, texts: Sequence[str | Sequence[str]]) -> Answers:
+        """Classify texts, each a str, or a sequence with a str for each of text_columns.
+
+        Raises:
+            UserError: a text is blank, or does not have a part for each column.
+        """
+        if isinstance(texts, str):
+            raise UserError("this is one text, and a list of texts is needed: write [text]")
+        joined = [text if isinstance(text, str) else self.join_columns(text) for text in texts]
+        for index, text in enumerate(joined):
+            if not text.strip():
+                raise UserError(f"the text at index {index} is blank: leave it out")
+        probabilities = log_probabilities([self], joined).exp()
+        labels = [self.label_names[number] for number in probabilities.argmax(1)]
+        return Answers(labels, probabilities.float().numpy())
 
     @property
     def label_names(self) -> list[str]:
@@ -39,162 +81,119 @@ class Loaded(NamedTuple):
 
     @property
     def file_labels(self) -> list[str]:
-        """What the files that it was trained on call the classes; a checkpoint of before does not know."""
+        """The classes as the training files spell them; missing from older checkpoints."""
         return self.saved["data"].get("labels", self.label_names)
 
     @property
     def text_columns(self) -> list[str]:
-        """Where these files have the texts; a checkpoint of before does not know."""
+        """The columns of the training files that have the text; missing from older checkpoints."""
         return self.saved["data"].get("text_columns", [])
 
-    @property
-    def temperature(self) -> float:
-        """What its logits are divided by."""
-        return self.calibration.get("temperature", 1.0)
+    def join_columns(self, parts: Sequence[str]) -> str:
+        """Join the parts of one text, one for each of text_columns, as training did."""
+        columns = self.text_columns
+        if len(columns) > 1 and len(parts) != len(columns):
+            example = " ".join(f'"{name.upper()}"' for name in columns)
+            raise UserError(
+                f"{self.path} was trained on {len(columns)} columns, {', '.join(columns)}, and this text has "
+                f"{len(parts)}: give one part for each, in this order, as in --text {example}"
+            )
+        if len(columns) <= 1 and len(parts) != 1:
+            raise UserError(f'{self.path} reads one text, not {len(parts)}: quote it, as in --text "A lovely film."')
+        return row_text(parts)
+
+    def tokenize(self, texts: list[str]) -> Split:
+        """Return texts as a split, with a leading space where all training texts had it: it changes the first token."""
+        space = " " if self.saved["data"]["leading_space"] else ""
+        texts = [text if text.startswith(" ") else space + text for text in texts]
+        sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
+        offsets = np.cumsum([0, *map(len, sequences)])
+        return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
+
+    def logits(self, split: Split, on_examples: Callable[[int], Any] = lambda count: None) -> Tensor:
+        """Compute the logits of a split, with the prompt of training: float64 (examples, K) on the CPU."""
+        prompt = encode_prompt(self.saved["settings"]["prompt"], self.model.config.block_size)
+        texts = Texts(replace(split, prompt=prompt), self.model)
+        return predict(self.model, texts, self.dtype, on_examples).double()
 
 
-def load(path: str) -> Loaded:
-    """Return a checkpoint and its model, on the CPU and in float32, with the temperature that lies beside it.
-
-    Raises:
-        UserError: it is no checkpoint, or of a model without GPT-2's vocabulary; the temperature's file is broken.
-    """
-    model, saved = checkpoint.load(path)
-    check_vocabulary(model.config.vocab_size, path)
-    return Loaded(path, model, saved, read_temperature(path))
-
-
-def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Loaded], str]:
-    """Return models that answer together, ready to compute, and two lines that say on what they do and why.
-
-    Args:
-        device: auto, cuda, mps or cpu.
-        dtype: of matrix products: auto or a key of DTYPES.
-
-    Raises:
-        UserError: one cannot be loaded, or tells other classes apart; the device or the dtype is not to be had.
-    """
+def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Classifier], str]:
+    """Load classifiers that answer together; also return two lines that say where they compute, and why."""
+    classifiers = [Classifier.load(path, device, dtype) for path in paths]
+    for classifier in classifiers:
+        if classifier.label_names != classifiers[0].label_names:
+            raise UserError(f"{classifier.path} has other classes than {paths[0]}: they cannot answer together")
     chosen, device_reason = choose_device(device)
     number_format, dtype_reason = choose_dtype(dtype, chosen)
-    tune(chosen, number_format)
-    models = [load(path)._replace(dtype=number_format) for path in paths]
-    for loaded in models:
-        loaded.model.to(chosen)
-        if loaded.label_names != models[0].label_names:
-            raise UserError(f"{loaded.path} has other classes than {paths[0]}: they cannot answer together")
     name = str(number_format).removeprefix("torch.")
-    return models, f"device {chosen} ({device_reason})\ndtype {name} ({dtype_reason})"
+    return classifiers, f"device {chosen} ({device_reason})\ndtype {name} ({dtype_reason})"
 
 
 # -----------------------------------------------------------------------------
-# answers
+# answers together
 
 
-def predict_all(models: list[Loaded], split: Split) -> Tensor:
-    """Return the logits of one model, or of several the logarithm of their mean probabilities: (examples, classes)."""
-    with tqdm(total=len(models) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
-        return average([predict_one(loaded, split, bar.update) for loaded in models])
+def predict_all(classifiers: list[Classifier], split: Split) -> Tensor:
+    """Compute the logits of one model, or the logarithm of the mean probabilities of several: (examples, K)."""
+    with tqdm(total=len(classifiers) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        return average([classifier.logits(split, bar.update) for classifier in classifiers])
 
 
-def predict_one(loaded: Loaded, split: Split, on_examples: Callable[[int], Any] = lambda count: None) -> Tensor:
-    """Return the logits of one model, divided by its temperature: float64 (examples, classes).
-
-    The model gets the prompt that it was trained with.
-    """
-    prompt = encode_prompt(loaded.saved["settings"]["prompt"], loaded.model.config.block_size)
-    logits = predict(loaded.model, Texts(replace(split, prompt=prompt), loaded.model), loaded.dtype, on_examples)
-    return logits.double() / loaded.temperature  # in double precision, so that no two logits become equal
-
-
-def log_probabilities(
-    models: list[Loaded], texts: list[str], on_examples: Callable[[int], Any] = lambda count: None
-) -> Tensor:
-    """Return what the models say of texts together: (texts, classes)."""
-    logits = [predict_one(loaded, text_split(texts, loaded), on_examples) for loaded in models]
-    return average(logits).log_softmax(-1)
-
-
-def log_probabilities_of_many(models: list[Loaded], texts: list[str]) -> Tensor:
-    """Return what the models say of any number of texts, some at a time: float64 (texts, classes), NaN for a blank one.
-
-    Those at a time are many, so that sorted by length they make micro-batches of little padding.
-    """
-    found = torch.full((len(texts), len(models[0].label_names)), torch.nan, dtype=torch.float64)
+def log_probabilities(classifiers: list[Classifier], texts: list[str]) -> Tensor:
+    """Compute the log-probabilities of any number of texts: float64 (texts, K), NaN for a blank text."""
+    found = torch.full((len(texts), len(classifiers[0].label_names)), torch.nan, dtype=torch.float64)
     rows = np.flatnonzero([bool(text.strip()) for text in texts])
-    with tqdm(total=len(models) * len(rows), unit=" rows", disable=None, leave=False) as bar:
+    with tqdm(total=len(classifiers) * len(rows), unit=" rows", disable=None, leave=False, delay=1) as bar:
         for start in range(0, len(rows), AT_ONCE):
             chosen = rows[start : start + AT_ONCE]
-            found[chosen] = log_probabilities(models, [texts[row] for row in chosen], bar.update)
+            some = [texts[row] for row in chosen]
+            logits = [classifier.logits(classifier.tokenize(some), bar.update) for classifier in classifiers]
+            found[chosen] = average(logits).log_softmax(-1)
     return found
 
 
-def text_split(texts: list[str], loaded: Loaded) -> Split:
-    """Return texts as the split of a prepared folder that a model would read."""
-    # a leading space changes the first token: give it to texts where all training sentences have it
-    space = " " if loaded.saved["data"]["leading_space"] else ""
-    texts = [text if text.startswith(" ") else space + text for text in texts]
-    sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
-    offsets = np.cumsum([0, *map(len, sequences)])
-    return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
-
-
-def text_of(split: Split, index: int) -> str:
-    """Return an example's text, the space that it may begin with included: text_split's inverse."""
+def example_text(split: Split, index: int) -> str:
+    """Return the text of an example of a split, with the space that it may begin with."""
     return load_tokenizer().decode(split.tokens[split.offsets[index] : split.offsets[index + 1]].tolist())
 
 
-def surest_mistakes(logits: Tensor, labels: np.ndarray) -> np.ndarray:
-    """Return the examples that are predicted wrongly, those of the highest confidence first: (mistakes,) int64."""
-    confidence, predictions = (each.numpy() for each in logits.softmax(-1).max(-1))
-    wrong = np.flatnonzero(predictions != labels)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")]
+def most_confident_mistakes(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Return the indices of wrong predictions, the highest confidence first: (mistakes,) int64."""
+    highest = logits.softmax(-1).max(-1)
+    wrong = np.flatnonzero(highest.indices.numpy() != labels)
+    return wrong[np.argsort(-highest.values.numpy()[wrong], kind="stable")]
 
 
 # -----------------------------------------------------------------------------
-# the data that they are asked about
+# the prepared data
 
 
-def prepared_folder(models: list[Loaded], data_dir: str | None, splits: Sequence[str]) -> str:
-    """Return the prepared folder that models are asked about: data_dir, or else the one that the first was trained on.
+def prepared_folder(classifiers: list[Classifier], data_dir: str | None, splits: Sequence[str]) -> str:
+    """Return data_dir, or else the folder that the first classifier was trained on, checked against all of them.
 
     Raises:
-        UserError: it is not there; it has other classes or other text than the models know; or, unless it was asked
-            for, one of the splits may hold what they were trained on.
+        UserError: it is missing, has other classes or, unless it is data_dir, may have training texts in the splits.
     """
-    folder = data_dir or models[0].saved["data"]["folder"]
+    first = classifiers[0]
+    folder = data_dir or first.saved["data"]["folder"]
     if data_dir is None and not Path(folder, "meta.json").is_file():
         raise UserError(
-            f"{models[0].path} was trained on {folder}, and there is no such prepared folder here "
+            f"{first.path} was trained on {folder}, and there is no such prepared folder here "
             f"({Path(folder).resolve()}): name it with --data_dir, or run `python {prepare_script(folder)}`"
         )
     meta = load_meta(folder)
-    for loaded in models:
-        known, found = described(loaded.saved["data"]), described(meta)
+    now = training_files(meta)
+    for classifier in classifiers:
+        data = classifier.saved["data"]
+        known, found = (f"{each['task']!r} ({', '.join(each['label_names'])})" for each in (data, meta))
         if known != found:
-            how = "--data_dir names another folder; models of other classes or other text cannot be compared"
-            raise UserError(f"{loaded.path} was trained on {known}, but {folder} holds {found}: {how}")
-        check_not_trained_on(loaded, folder, meta, splits, data_dir is not None)
+            raise UserError(f"{classifier.path} was trained on {known}, but {folder} has {found}: change --data_dir")
+        is_same_dev = now["dev"] == data["files"].get("dev")  # and so without training texts
+        if now == data["files"] or (list(splits) == ["dev"] and is_same_dev):
+            continue
+        problem = f"{folder} is not the data that {classifier.path} was trained on: its {' or '.join(splits)} split may"
+        problem += " contain training texts"
+        if data_dir is None:
+            raise UserError(f"{problem}. Prepare it as before, or evaluate anyway with --data_dir {folder}")
+        tell(f"note: {problem}")
     return folder
-
-
-def described(data: dict[str, Any]) -> str:
-    """Return what a model has to know of its data: the task, the classes, and how the text was prepared."""
-    words = "prepared with" if data["detokenized"] else "prepared without"
-    return f"{data['task']!r} ({', '.join(data['label_names'])}), {words} --detokenize"
-
-
-def check_not_trained_on(
-    loaded: Loaded, folder: str, meta: dict[str, Any], splits: Sequence[str], is_asked_for: bool
-) -> None:
-    """Say, or unless the folder is asked for refuse, that a split may hold what the checkpoint was trained on.
-
-    A dev set that is the same was kept apart from that, whatever else has changed: models can be compared on it.
-    """
-    now, then = training_files(meta), loaded.saved["data"]["files"]
-    if now == then or (list(splits) == ["dev"] and now.get("dev") == then.get("dev")):
-        return
-    problem = f"{folder} is not the data that {loaded.path} was trained on: its {' or '.join(splits)} split may hold"
-    problem += " training sentences"
-    if not is_asked_for:
-        raise UserError(f"{problem}. Prepare it as it was then, or evaluate all the same with --data_dir {folder}")
-    tell(f"note: {problem}")

@@ -1,4 +1,4 @@
-"""What evaluate.py says of a model's logits: printed reports, and files of predictions."""
+"""Printed reports about a model's answers, and files of predictions."""
 
 import csv
 import textwrap
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classifier.answers.calibration import BINS, calibration_error
 from classifier.answers.explain import Explanation
-from classifier.answers.models import Loaded, log_probabilities_of_many, surest_mistakes, text_of
+from classifier.answers.models import Classifier, example_text, log_probabilities, most_confident_mistakes
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split
 from classifier.data.own import cells_of
@@ -20,38 +20,30 @@ from classifier.files import written_whole
 from classifier.training.predict import loss_and_accuracy, macro_f1
 
 WIDTH = 80  # of a terminal
-MANY = 10  # classes: of more, the five likeliest are shown for a text
+MANY = 10  # with more classes, only the five most probable are shown for a text
 INDENTED = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 
 def print_report(logits: Tensor, labels: np.ndarray | None, label_names: list[str], name: str) -> None:
     """Print loss, calibration error, macro-F1, a table of the classes, the confusion matrix and, last, the accuracy.
 
-    Args:
-        logits: (examples, K).
-        labels: (examples,) int16, or None.
-        label_names: the classes.
-        name: the split's.
+    Without labels, print how often each class is predicted.
     """
-    predictions = logits.argmax(-1).numpy()
+    predictions, classes = logits.argmax(-1).numpy(), range(len(label_names))
     if labels is None:
-        counts = np.bincount(predictions, minlength=len(label_names))
         print("\nno labels to compare with; predicted:")
-        for number, (name, count) in enumerate(zip(label_names, counts, strict=True)):
-            print(f"  {number} {name:<16}{count:>7,}")
+        for number, count in enumerate(np.bincount(predictions, minlength=len(label_names))):
+            print(f"  {number} {label_names[number]:<16}{count:>7,}")
         return
-    from sklearn.metrics import classification_report, confusion_matrix  # here: importing it takes a second
+    from sklearn.metrics import classification_report, confusion_matrix  # here: the import takes a second
 
     loss, accuracy = loss_and_accuracy(logits, labels)
-    classes = range(len(label_names))
     print(f"\nloss {loss:.4f}")
     print(f"expected calibration error {calibration_error(logits, labels):.4f} ({BINS} bins)")
     print(f"macro-F1 {macro_f1(logits, labels):.4f}\n")
-    table = classification_report(
-        labels, predictions, labels=classes, target_names=label_names, digits=3, zero_division=0
-    )
-    print(table)
-    print("confusion matrix (a row for each true class, a column for each predicted one)")
+    options = {"labels": classes, "target_names": label_names, "digits": 3, "zero_division": 0}
+    print(classification_report(labels, predictions, **options))
+    print("confusion matrix (a row for each true class, a column for each predicted class)")
     width = max(map(len, label_names)) + 4
     print(" " * width + "".join(f"{number:>7}" for number in classes))
     for number, row in enumerate(confusion_matrix(labels, predictions, labels=classes)):
@@ -71,102 +63,94 @@ def print_comparison(logits: Tensor, others: Tensor, split: Split, name: str) ->
 
 
 def print_calibration(found: dict[str, Any]) -> None:
-    """Print a temperature, and loss and expected calibration error before and after it."""
+    """Print the figures of calibrate: a temperature, and loss and expected calibration error at each stage."""
     title = f"temperature {found['temperature']:.3f}"
     print(f"\n{title:<40}{'loss':>9}{'calibration error':>20}")
-    after = {"after": "after, on the same examples", "estimate": "after, each fifth by the other four"}
-    for stage, name in {"before": "before", **after}.items():
+    stages = {"before": "before", "after": "after", "cross_validated": "cross-validated over five folds"}
+    for stage, name in stages.items():
         print(f"{name:<40}{found[stage]['loss']:>9.4f}{found[stage]['calibration_error']:>20.4f}")
 
 
 def print_errors(count: int, logits: Tensor, split: Split, label_names: list[str]) -> None:
-    """Print the mistakes that the model was surest of, with their sentences and the probabilities of all classes."""
-    probabilities, ids, wrong = logits.softmax(-1).numpy(), split.ids(), surest_mistakes(logits, split.labels)
+    """Print the most confident mistakes, with their texts and the probabilities of the classes."""
+    probabilities, ids = logits.softmax(-1).numpy(), split.ids()
     predictions = probabilities.argmax(1)
-    print(f"\nthe surest {len(wrong[:count]):,} of {len(wrong):,} mistakes")
-    for i in wrong[:count]:
+    mistakes = most_confident_mistakes(logits, split.labels)
+    noun = "mistake" if len(mistakes) == 1 else "mistakes"
+    print(f"\nthe {min(count, len(mistakes)):,} most confident of {len(mistakes):,} {noun}")
+    for i in mistakes[:count]:
         truth, predicted = label_names[split.labels[i]], label_names[predictions[i]]
-        print("\n" + textwrap.fill(f"id {printable(ids[i])}: {truth}, taken for {predicted}", WIDTH))
-        for line in (in_words(probabilities[i], label_names), printable(" ".join(text_of(split, i).split()))):
-            print(textwrap.fill(line, WIDTH, **INDENTED))
+        print("\n" + textwrap.fill(f"id {printable(ids[i])}: {truth}, predicted {predicted}", WIDTH))
+        print(textwrap.fill(listed_probabilities(probabilities[i], label_names), WIDTH, **INDENTED))
+        print(textwrap.fill(printable(" ".join(example_text(split, i).split())), WIDTH, **INDENTED))
 
 
-def in_words(probabilities: np.ndarray, label_names: list[str]) -> str:
-    """Return each class with its probability, or of MANY the likeliest: "negative 0.201, positive 0.799"."""
-    order = np.argsort(-probabilities, kind="stable")[:5] if len(label_names) > MANY else range(len(label_names))
-    return ", ".join(f"{label_names[i]} {probabilities[i]:.3f}" for i in order)
+def listed_probabilities(probabilities: np.ndarray, label_names: list[str]) -> str:
+    """Return "negative 0.201, positive 0.799", for many classes the five most probable and "..."."""
+    order, rest = range(len(label_names)), ""
+    if len(label_names) > MANY:
+        order, rest = np.argsort(-probabilities, kind="stable")[:5], ", ..."
+    return ", ".join(f"{label_names[i]} {probabilities[i]:.3f}" for i in order) + rest
+
+
+def answer_columns(label_names: list[str]) -> str | None:
+    """Return the format of a row: prediction, a cell for each class, text; None where they do not fit on a line."""
+    first, widths = max(map(len, ["prediction", *label_names])), [max(len(name), 5) + 2 for name in label_names]
+    if len(label_names) > MANY or first + sum(widths) >= WIDTH - 10:
+        return None
+    return f"{{:<{first}}}" + "".join(f"{{:>{width}}}" for width in widths) + "  {}"
 
 
 def answer_header(label_names: list[str]) -> str:
-    """Return what stands above answer_row's rows."""
-    if not fit_in_columns(label_names):
-        return f"the {'five likeliest' if len(label_names) > MANY else 'probabilities'}, and under them each text"
-    return in_columns("prediction", label_names, label_names) + "  text"
+    """Return the line above answer_row's rows."""
+    if columns := answer_columns(label_names):
+        return columns.format("prediction", *label_names, "text")
+    shown = f"the five most probable of {len(label_names):,} classes" if len(label_names) > MANY else "probabilities"
+    return f"{shown}, then the text"
 
 
 def answer_row(text: str, probabilities: np.ndarray, label_names: list[str]) -> str:
-    """Return a text with its predicted class and the probability of every class, or of MANY the likeliest."""
-    if not fit_in_columns(label_names):
-        return textwrap.fill(in_words(probabilities, label_names), WIDTH) + "\n  " + printable(text)
-    cells = [f"{p:.3f}" for p in probabilities]
-    return in_columns(label_names[probabilities.argmax()], cells, label_names) + "  " + printable(text)
-
-
-def fit_in_columns(label_names: list[str]) -> bool:
-    """Return whether a prediction and a column for each class leave room for text on a line."""
-    return len(label_names) <= MANY and len(in_columns("prediction", label_names, label_names)) < WIDTH - 10
-
-
-def in_columns(prediction: str, cells: list[str], label_names: list[str]) -> str:
-    """Return a prediction and a cell for each class, as wide as the names are."""
-    widths = [max(len(name), 5) + 2 for name in label_names]
-    first = prediction.ljust(max(map(len, ["prediction", *label_names])))
-    return first + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    """Return the prediction for a text, the probabilities of the classes, and the text on one line."""
+    if columns := answer_columns(label_names):
+        cells = [f"{p:.3f}" for p in probabilities]
+        return columns.format(label_names[probabilities.argmax()], *cells, printable(text))
+    return textwrap.fill(listed_probabilities(probabilities, label_names), WIDTH) + "\n  " + printable(text)
 
 
 def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
-    """Print a text with what each word contributes."""
+    """Print what each word of a text contributes to the prediction."""
     if not explanation.contributions:
-        print("  a single word cannot be left out: no text would remain")
+        print("  a one-word text has nothing to leave out")
         return
-    print(f"  each word adds to the log-probability of {label_names[explanation.log_probabilities.argmax()]}:")
+    predicted = label_names[explanation.log_probabilities.argmax()]
+    print(textwrap.fill(f'drop in the log-probability of "{predicted}" when each word is left out:', WIDTH, **INDENTED))
     pairs = zip(explanation.words, explanation.contributions, strict=True)
     line = " ".join(f"{printable(word)}\N{NO-BREAK SPACE}({contribution:+.2f})" for word, contribution in pairs)
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    print(textwrap.fill(line, WIDTH, **INDENTED, **whole).replace("\N{NO-BREAK SPACE}", " "))
+    whole_words = {"break_long_words": False, "break_on_hyphens": False}
+    print(textwrap.fill(line, WIDTH, **INDENTED, **whole_words).replace("\N{NO-BREAK SPACE}", " "))
 
 
-def answer_table(models: list[Loaded], table: Table, texts: list[str], path: Path) -> Tensor:
-    """Write a table again with the models' answers as further columns; return what log_probabilities_of_many does.
+def answer_table(classifiers: list[Classifier], table: Table, text_columns: list[str], path: Path) -> Tensor:
+    """Write a table with a prediction, a confidence and p_NAME of each class for each row, empty for a blank text.
 
-    Added are prediction, confidence, and p_NAME of each class, all of them empty for a blank text.
-
-    Args:
-        texts: the names of the columns that hold them.
-
-    Raises:
-        UserError: a file of that name cannot hold the table; refused before anything is answered.
+    Return the log-probabilities, NaN for a blank text. A UserError, where path cannot hold the table, comes first.
     """
-    label_names = models[0].label_names
+    label_names = classifiers[0].label_names
     names = ["prediction", "confidence", *(f"p_{name}" for name in label_names)]
     ending = ending_to_write(path, table, names)
-    found = log_probabilities_of_many(models, cells_of(table, texts))
+    found = log_probabilities(classifiers, cells_of(table, text_columns))
     probabilities = found.exp().numpy().round(6)
-    numbers, is_blank = np.nan_to_num(probabilities).argmax(1).tolist(), np.isnan(probabilities[:, 0])
-    predictions = [None if blank else label_names[number] for number, blank in zip(numbers, is_blank, strict=True)]
+    predictions = [
+        None if np.isnan(row[0]) else label_names[number]
+        for row, number in zip(probabilities, np.nan_to_num(probabilities).argmax(1), strict=True)
+    ]
     columns = (predictions, probabilities.max(1), *probabilities.T)
     write_table(path, ending, table, dict(zip(names, columns, strict=True)))
     return found
 
 
 def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label_names: list[str]) -> None:
-    """Write a CSV row for every example: its id, its label (empty where there is none), the prediction, and p_NAME.
-
-    Args:
-        path: replaced only when all is written.
-        probabilities: (examples, K).
-        label_names: what labels and predictions are called; p_NAME is a class's probability.
-    """
+    """Write a CSV row for each example: id, label (empty where there is none), prediction, and p_NAME of each class."""
     labels = [""] * len(split) if split.labels is None else [label_names[label] for label in split.labels]
     with written_whole(path, "w") as f:
         writer = csv.writer(f, lineterminator="\n")
@@ -176,7 +160,7 @@ def write_predictions(path: Path, split: Split, probabilities: np.ndarray, label
 
 
 def write_submission(path: Path, split: Split, logits: Tensor) -> None:
-    """Write a prediction file as the script of the CS224N project does, with the blanks at the ends of its lines."""
+    """Write predictions as the CS224N project's script does, with the blanks at the ends of its lines."""
     with written_whole(path, "w") as f:
         f.write("id \t Predicted_Sentiment \n")
         f.writelines(f"{id}, {label} \n" for id, label in zip(split.ids(), logits.argmax(-1).tolist(), strict=True))

@@ -9,7 +9,7 @@ RESAMPLES = 10_000
 
 def wilson_interval(right: int, examples: int) -> tuple[float, float]:
     """Return the 95% interval of an accuracy of right / examples: Wilson 1927, as scipy computes it."""
-    from scipy.stats import binomtest  # here, since importing it takes half a second
+    from scipy.stats import binomtest  # here: the import takes half a second
 
     interval = binomtest(right, examples).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
@@ -18,24 +18,20 @@ def wilson_interval(right: int, examples: int) -> tuple[float, float]:
 class PairedDifference(NamedTuple):
     """How two models compare on the same examples."""
 
-    difference: float  # accuracy of the first less that of the second
+    difference: float  # accuracy of the first minus that of the second
     low: float  # the difference's 95% interval
     high: float
     only_first: int  # examples that only the first model has right
     only_second: int
-    p: float  # of McNemar's exact test: that the two counts come from a fair coin
+    p: float  # of McNemar's exact test: the two counts come from a fair coin
 
 
 def paired_difference(first_right: np.ndarray, second_right: np.ndarray) -> PairedDifference:
-    """Compare two models on the same examples: a bootstrap interval and McNemar's exact test.
+    """Compare which of the same examples two models have right, (examples,) bool each.
 
-    The examples are drawn anew 10,000 times, each with both models' answers; the interval holds the middle 95% of the
-    differences (Efron and Tibshirani 1993, chapter 13) and is the same in every run. The test looks only at the
-    examples that one model has right and the other wrong (McNemar 1947, in its binomial form).
-
-    Args:
-        first_right: (examples,) bool, whether the first model is right.
-        second_right: (examples,) bool, whether the second model is right.
+    The interval is the middle 95% of the differences over resampled examples (Efron and Tibshirani 1993, chapter 13),
+    the same in every run. The test looks only at examples that one model has right and the other wrong (McNemar 1947,
+    in its binomial form).
     """
     from scipy.stats import binomtest, bootstrap
 
@@ -44,7 +40,7 @@ def paired_difference(first_right: np.ndarray, second_right: np.ndarray) -> Pair
     discordant = only_first + only_second
     p = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
     low = high = float(differences.mean())
-    if np.ptp(differences) > 0:  # else every resample is the same
+    if np.ptp(differences) > 0:  # otherwise all resamples are the same
         at_once = max(1, 10_000_000 // len(differences))  # resamples in memory
         rng = np.random.default_rng(0)
         found = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, batch=at_once, method="percentile", rng=rng)

@@ -1,1 +1,1 @@
-"""From people's files to rows, tokens and .bin files, and from these to a Split."""
+"""Read files, prepare them as .bin files, and load these as a Split."""

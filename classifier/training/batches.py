@@ -1,7 +1,7 @@
-"""From a split's examples to micro-batches of little padding, the same way for training and for prediction.
+"""Cut examples into micro-batches with little padding, for training and for prediction.
 
-Texts feeds a GPT, Features feeds its head alone. Both have a length, `labels`, `lengths`, `device` and two methods:
-cut() says which examples go together, batch() makes the network's input of them. collate() does both for a whole step.
+Texts is the input of a GPT, Features that of its head alone. Both have `labels`, `lengths`, `device` and two methods:
+cut() decides which examples go together, batch() makes a network's input of them. collate() does both for a step.
 """
 
 from itertools import groupby
@@ -10,23 +10,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from classifier import distributed
 from classifier.data.dataset import Split
 from classifier.device import send
+from classifier.errors import UserError
 from model import GPT, Batch
 
-FLOOR = 6000  # tokens that a GPU computes while the operators of one micro-batch are launched: fewer take as long
-MOST_TOKENS = 65536  # of a GPU's micro-batch: a larger one is no faster
-SHARE_OF_MEMORY = 0.7  # the rest is for what a backward pass holds for a moment, and for gaps between tensors
+FLOOR = 6000  # tokens that a GPU computes while it launches one micro-batch's operators: fewer take as long
+MOST_TOKENS = 65536  # of a GPU's micro-batch: larger ones are no faster
+IGNORED = -100  # a label that F.cross_entropy leaves out of the loss
+SHARE_OF_MEMORY = 0.7  # the rest is for a backward pass's temporary tensors, and for gaps between tensors
 
 
 class Texts:
-    """A split's token sequences, cut to the model's block_size and on the model's device.
+    """A split's token sequences, truncated to the model's block_size, for the model's device.
 
-    On a CPU sequences are packed: those of each length attend together, and next to nothing is padded. A GPU would wait
-    for so many small operators, and compiled blocks be compiled anew for each number of them: there a micro-batch is
-    padded to its longest sequence.
+    On a CPU sequences are packed: those of the same length attend together, almost without padding. For a GPU these
+    would be too many small operators, and compiled blocks would be compiled again for each number of them: there a
+    micro-batch is padded to its longest sequence.
     """
 
     def __init__(self, split: Split, model: GPT, is_compiled: bool = False) -> None:
@@ -34,23 +37,22 @@ class Texts:
         self.block_size, self.device = model.config.block_size, model.head.weight.device
         self.lengths = split.lengths(self.block_size)  # (examples,) in tokens
         self.is_packed = self.device.type == "cpu" and not is_compiled
-        # what a group more costs is an estimate: the time of one or two tokens at GPT-2's width, more in a narrow model
+        # one more group costs about as much as one or two tokens at GPT-2's width, and more in a narrow model
         self.most_padding = min(2**20 // model.config.n_embd**2, 64)
-        self.class_weights: np.ndarray | None = None  # (K,) of each class in the loss; None: all count the same
 
     def __len__(self) -> int:
         return len(self.split)
 
     def cut(self, indices: np.ndarray, token_budget: int) -> list[np.ndarray]:
-        """Sort examples by length and cut them into micro-batches of at most token_budget tokens."""
+        """Cut examples, (n,) indices, into micro-batches of at most token_budget tokens, sorted by length."""
         return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Return some examples, (n,) indices sorted by length, longest first, as the input of a GPT."""
+        """Make a GPT's input of some examples, (n,) indices sorted by length, longest first."""
         lengths = self.lengths[indices]
         groups = pack(lengths.tolist(), self.most_padding) if self.is_packed else [(len(indices), int(lengths.max()))]
         B, T = np.array(groups).T
-        widths = np.repeat(T, B)  # (S,) in tokens, padding included; S counts the sequences that only fill up, too
+        widths = np.repeat(T, B)  # (S,) in tokens with padding; S includes the sequences that only fill up
         starts = np.cumsum(widths) - widths
         tokens = np.zeros(widths.sum(), dtype=np.int64)
         for index, start, length in zip(indices, starts.tolist(), lengths.tolist(), strict=False):
@@ -67,7 +69,6 @@ class Features:
     def __init__(self, features: Tensor, labels: np.ndarray, device: torch.device) -> None:
         self.features, self.labels, self.device = features, labels, device
         self.lengths = np.ones(len(features), dtype=np.int64)
-        self.class_weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -82,64 +83,55 @@ class Features:
 
 
 class Step(NamedTuple):
-    """What this process computes of an optimizer step, on its device."""
+    """An optimizer step's examples, as one process computes them on its device."""
 
-    indices: np.ndarray  # (n,) the examples of all processes
+    labels: np.ndarray  # (n,) of the whole step, the other processes' examples included
     micro_batches: list[tuple[Batch | Tensor, Tensor]]  # inputs, and int64 (examples,) labels
-    weight: float  # of each example's loss in the step's mean, beside that of its class
-    class_weights: Tensor | None = None  # float32 (K,)
 
 
 def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) -> Step:
-    """Cut a step's examples into micro-batches and send them to the device, which may be busy: nobody waits.
+    """Cut a step's examples, (n,) indices, into micro-batches and send them to the device without waiting for it.
 
-    Of several processes each takes its share.
-
-    Args:
-        indices: (n,) the step's examples.
-        token_budget: tokens of a micro-batch, padding included where it is computed.
+    Each of several processes gets its share. token_budget counts the padding where padding is computed.
     """
-    mine, weight, class_weights = distributed.share(indices, examples.lengths), 1 / len(indices), None
-    if examples.class_weights is not None:
-        weight = 1 / float(examples.class_weights[examples.labels[indices]].sum())
-        class_weights = send(examples.class_weights.astype(np.float32), examples.device)
-    if len(mine) == 0:  # fewer examples than processes: this one takes part with a gradient of zero
-        mine, weight = indices[:1], 0.0
-    micro_batches = [
-        (examples.batch(chosen), send(examples.labels[chosen].astype(np.int64), examples.device))
-        for chosen in examples.cut(mine, token_budget)
-    ]
-    return Step(indices, micro_batches, weight, class_weights)
+    mine = distributed.share(indices, examples.lengths)
+    has_none = len(mine) == 0  # fewer examples than processes: this one contributes a gradient of zero
+    if has_none:
+        mine = indices[:1]
+    micro_batches = []
+    for chosen in examples.cut(mine, token_budget):
+        labels = examples.labels[chosen].astype(np.int64)
+        if has_none:
+            labels[:] = IGNORED
+        micro_batches.append((examples.batch(chosen), send(labels, examples.device)))
+    return Step(examples.labels[indices], micro_batches)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return for each class examples / (classes * its examples), as scikit-learn's "balanced" is: float64 (K,)."""
+    """Return examples / (classes * the class's examples) for each class, scikit-learn's "balanced": float64 (K,)."""
     return len(labels) / (num_classes * np.maximum(np.bincount(labels, minlength=num_classes), 1))
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which an epoch visits the examples, a permutation that depends on seed and epoch alone."""
+    """Return an epoch's order of the examples, a permutation that depends only on seed and epoch."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def cut_into_micro_batches(
     indices: np.ndarray, lengths: np.ndarray, token_budget: int, is_packed: bool
 ) -> list[np.ndarray]:
-    """Sort examples by length and cut them into micro-batches of at most token_budget tokens.
+    """Sort examples by length, longest first, and cut them into micro-batches of at most token_budget tokens.
 
-    Sorting is free: a step's gradient is a mean over all of its examples, and so does not depend on their order.
-    Longest first, so that what is too large for the memory fails at once.
-
-    Args:
-        indices: (n,) the examples of one step.
-        lengths: (examples,) number of tokens of every example of the split, indexed by `indices`.
-        token_budget: a sequence that is longer makes a micro-batch of its own.
-        is_packed: only real tokens count, and each micro-batch is filled (pack() may add some padding). Otherwise
-            padding counts, too, and where to cut is solved exactly, by dynamic programming.
+    Their order does not matter for a step's gradient; with the longest first, running out of memory happens at once.
+    A sequence above the budget makes a micro-batch of its own. If is_packed, only real tokens count, and micro-batches
+    are filled. Otherwise padding counts, too, and dynamic programming finds the cheapest cut.
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     sorted_lengths = lengths[order]
-    ends = (_filled_ends if is_packed else _cheapest_ends)(sorted_lengths, token_budget)
+    if is_packed:
+        ends = _filled_ends(sorted_lengths, token_budget)
+    else:
+        ends = _cheapest_ends(sorted_lengths, token_budget)
     micro_batches, start = [], 0
     while start < len(order):
         micro_batches.append(order[start : ends[start]])
@@ -148,17 +140,17 @@ def cut_into_micro_batches(
 
 
 def _filled_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
-    """Return where the micro-batch that starts at each example ends, if it takes as many as the budget allows."""
+    """Return where a micro-batch that starts at each example ends, if it takes as many as the budget allows."""
     totals = np.concatenate([[0], np.cumsum(lengths)])
     ends = np.searchsorted(totals, totals[:-1] + token_budget, side="right") - 1
     return np.maximum(ends, np.arange(1, len(totals))).tolist()  # one at least, however small the budget
 
 
 def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
-    """Return where the micro-batch that starts at each example ends, if all are padded and the cut costs least.
+    """Return where a micro-batch that starts at each example ends, in the cut of padded micro-batches that costs least.
 
-    A micro-batch costs its tokens, padding included, or FLOOR if that is more: a GPU computes one while the next is
-    launched, and so takes the longer of the two times.
+    A micro-batch costs its tokens with padding, but at least FLOOR: a GPU computes one while it launches the next, so
+    the longer of the two times counts.
     """
     longest, count, floor = lengths.tolist(), len(lengths), min(FLOOR, token_budget)
     rows = np.arange(1, count + 1)
@@ -167,7 +159,7 @@ def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
     for start in reversed(range(count)):
         # examples that this micro-batch could take: one at least, however small the budget
         most = min(max(token_budget // longest[start], 1), count - start)
-        # for each number of examples, what they cost and what then remains
+        # for each number of examples: their cost, and that of the rest
         costs = np.maximum(rows[:most] * longest[start], floor) + cost[start + 1 : start + 1 + most]
         ends[start] = start + 1 + int(costs.argmin())
         cost[start] = costs.min()
@@ -175,10 +167,10 @@ def _cheapest_ends(lengths: np.ndarray, token_budget: int) -> list[int]:
 
 
 def pack(lengths: list[int], most_padding: int) -> list[tuple[int, int]]:
-    """Return the groups (B, T) in which sequences attend together: neighbours of a length; sorted, they are few.
+    """Return the groups (B, T) in which sequences attend together: sorted neighbours of the same length.
 
-    A run of equal lengths joins the group before it if padding all of the run takes at most most_padding tokens.
-    To a large batch, one-token sequences are added up to a multiple of 32 tokens, which products take 2% faster.
+    A run of equal lengths joins the group before it if padding the run takes at most most_padding tokens. One-token
+    sequences fill a large batch up to a multiple of 32 tokens, with which products are 2% faster.
     """
     groups: list[tuple[int, int]] = []
     for length, run in groupby(lengths):
@@ -193,35 +185,53 @@ def pack(lengths: list[int], most_padding: int) -> list[tuple[int, int]]:
 
 
 # -----------------------------------------------------------------------------
-# how many tokens a GPU's memory holds
+# how many tokens fit into memory
+
+
+def smaller_budget(tokens: int, longest: int) -> int:
+    """Halve the token budget of a step that ran out of memory, but not below the longest sequence; print it."""
+    smaller = max(tokens // 2, longest)
+    if distributed.size() > 1:
+        raise UserError(f"out of memory: try --token_budget={smaller}")
+    if tokens <= longest:
+        raise UserError(
+            "out of memory with one sequence in memory at a time: try --activation_checkpointing=True, "
+            "a smaller block_size, --trainable_blocks=0 or a smaller model"
+        )
+    tqdm.write(f"out of memory: the step is taken again in micro-batches of {smaller:,} tokens, not {tokens:,}")
+    return smaller
 
 
 def activation_bytes(model: GPT, dtype: torch.dtype) -> int:
-    """Return the memory that a token's activations take in training, from a forward pass to its backward pass.
+    """Estimate the bytes of a token's activations in training, from a forward pass to its backward pass.
 
-    Of each block, in units of n_embd: the residual stream before and after attention in float32; in dtype what the four
-    linear layers and GELU take in (1 + 1 + 1 + 4 + 4), and queries, keys and values (3); and two dropout masks of one
-    byte. With activation checkpointing, only a block's input and one block in whole.
+    Each block keeps, in units of n_embd: the residual stream before and after attention in float32; the inputs of the
+    four linear layers and of GELU (1 + 1 + 1 + 4 + 4) and queries, keys and values (3) in dtype; and two dropout masks
+    of one byte. With activation checkpointing, a block keeps its input only, and one block everything.
     """
     n_layer, n_embd = model.config.n_layer, model.config.n_embd
     block = n_embd * (2 * 4 + 14 * dtype.itemsize + 2)
-    return n_layer * n_embd * 4 + block if model.activation_checkpointing else n_layer * block
+    if model.activation_checkpointing:
+        return n_layer * n_embd * 4 + block
+    return n_layer * block
 
 
 def free_memory() -> int:
-    """Return the bytes of the GPU's memory that are free, what this process has in reserve included."""
+    """Return the free bytes of the GPU's memory, including what this process has reserved and does not use."""
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def token_budget_for(model: GPT, dtype: torch.dtype, free: int) -> int:
-    """Return how many tokens of a micro-batch fit into so many free bytes: a power of two.
+    """Estimate how many tokens of a micro-batch fit into so many free bytes: a power of two.
 
-    Gradients, AdamW's two averages and the copies of the weights in dtype are still to come; so is, in each backward
-    pass, a second gradient of the table of embeddings.
+    These bytes must also hold gradients, AdamW's two averages, the copies of the weights in dtype and, in a backward
+    pass, a second gradient of the token embeddings.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     copies = dtype.itemsize * sum(p.numel() for p in model.h.parameters()) if dtype != torch.float32 else 0
     left = SHARE_OF_MEMORY * (free - 3 * 4 * trained - copies - 4 * model.wte.weight.numel())
     tokens = int(max(left, 0)) // activation_bytes(model, dtype)
-    return min(1 << max(tokens.bit_length() - 1, 8), MOST_TOKENS)  # 256 at least; it is halved if that is too much
+    return min(
+        1 << max(tokens.bit_length() - 1, 8), MOST_TOKENS
+    )  # at least 256, which training halves if it is too much

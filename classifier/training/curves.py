@@ -1,11 +1,12 @@
-"""A run's curves as a picture, and how all pictures here look and are written."""
+"""Draw a run's curves; and the style of all plots."""
 
 import csv
+import gc
 import os
 import warnings
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "agg"  # notebooks set one that their subprocesses cannot load
+os.environ["MPLBACKEND"] = "agg"  # a notebook's own backend cannot be loaded by its subprocesses
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from classifier.errors import UserError
 from classifier.files import written_whole
 
-# Okabe and Ito 2008, "Color Universal Design": told apart with any kind of colour vision
+# Okabe and Ito 2008, "Color Universal Design": distinct with any kind of colour vision
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 DPI = 110
 matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -22,16 +23,11 @@ matplotlib.rcParams |= {"text.parse_math": False}  # a $ in a name is a $
 
 
 def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float) -> None:
-    """Draw a run's log.csv: losses above, dev accuracy below, with the best and the reference as a line.
+    """Draw a run's log.csv: losses above, dev accuracy below, with that of best.pt and the reference.
 
     Args:
-        path: the picture.
-        log: what finetune.py wrote.
-        best_step: after which step the weights in best.pt were evaluated; 0 marks none.
-        reference_accuracy: dev accuracy to compare with; 0 draws no line.
-
-    Raises:
-        UserError: the log is not what finetune.py writes.
+        best_step: the step of best.pt's weights; 0: none.
+        reference_accuracy: a dev accuracy to compare with; 0: none.
     """
     try:
         with open(log, newline="", encoding="utf-8") as f:
@@ -41,9 +37,11 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
         dev_steps, dev_epochs, dev_losses, accuracies = _columns(dev, "step", "epoch", "loss", "accuracy")
         (macro_f1s,) = _columns(dev, "macro_f1") if all(row.get("macro_f1") for row in dev) else ([],)
     except (ValueError, KeyError, TypeError, csv.Error):
-        raise UserError(f"{log} is not what finetune.py wrote there, so there are no curves to draw") from None
+        raise UserError(f"{log} is not a log of finetune.py, so its curves cannot be drawn") from None
     figure = Figure(figsize=(7, 5.6))
-    figure.subplots_adjust(left=0.1, right=0.98, top=0.95, bottom=0.09, hspace=0.08)  # at once, not laid out by trial
+    figure.subplots_adjust(
+        left=0.1, right=0.98, top=0.95, bottom=0.09, hspace=0.08
+    )  # fixed: a layout engine draws twice
     losses, accuracy = figure.subplots(2, 1, sharex=True)
     losses.plot(train_epochs, train_losses, color=GREY, linewidth=1, label="train, each step")
     losses.plot(dev_epochs, dev_losses, color=BLUE, marker="o", markersize=4, label="dev")
@@ -65,6 +63,7 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
     for axes in (losses, accuracy):
         axes.grid(alpha=0.25)
     write_picture(figure, path)
+    gc.collect()  # a figure is a reference cycle of megabytes
 
 
 def _columns(rows: list[dict[str, str]], *names: str) -> list[list[float]]:
@@ -72,7 +71,7 @@ def _columns(rows: list[dict[str, str]], *names: str) -> list[list[float]]:
 
 
 def write_picture(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+    """Write a plot, whole or not at all."""
     kind = path.suffix.removeprefix(".")
     with written_whole(path) as f, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a character that the font lacks is drawn as a box

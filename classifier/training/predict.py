@@ -1,4 +1,4 @@
-"""A model's answers for a whole split, in few micro-batches of little padding, and how good they are."""
+"""Predict a whole split, and measure how good the predictions are."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from classifier.errors import UserError, is_out_of_memory
 from classifier.training.batches import Features, Texts
 from model import GPT, Batch, casting
 
-TOKEN_BUDGET = 16384  # tokens classified at once: a matter of memory and speed, not of results
+TOKEN_BUDGET = 16384  # tokens in memory at once; no result depends on it
 
 
 @torch.no_grad()
@@ -25,16 +25,15 @@ def predict(
     on_examples: Callable[[int], Any] = lambda count: None,
     compute: Callable[[Batch], Tensor] | None = None,
 ) -> Tensor:
-    """Return a network's outputs for a whole split, in its order: float32 (examples, K) on the CPU.
+    """Compute a network's outputs for a whole split, in its order: float32 (examples, K) on the CPU.
 
-    Of several processes each computes its share, and all of them return the whole. What does not fit into memory is cut
-    in two.
+    Each of several processes computes its share and returns the whole. What does not fit into memory is cut in two.
 
     Args:
         net: a GPT for Texts, its head for Features; put into evaluation mode.
         dtype: of matrix products.
-        on_examples: called with the number of examples of each micro-batch that is done.
-        compute: what to call instead of net itself: its method features, whose outputs are (examples, C).
+        on_examples: called with the number of examples of each finished micro-batch.
+        compute: called instead of net, such as model.features, whose outputs are (examples, C).
 
     Raises:
         UserError: some outputs are not finite.
@@ -62,31 +61,31 @@ def predict(
     if is_shared:
         whole = distributed.total(whole)
     if not whole.isfinite().all():
-        raise UserError("the model's outputs are not finite: its weights are beyond use: try a lower learning_rate")
+        raise UserError("the model's output is NaN or infinite: train again with a lower learning_rate")
     return whole
 
 
 def cached_features(model: GPT, texts: Texts, dtype: torch.dtype) -> Features:
-    """Return what the head would read of a split's texts, in evaluation mode."""
+    """Compute the head's inputs for a whole split, in evaluation mode."""
     return Features(predict(model, texts, dtype, compute=model.features), texts.labels, texts.device)
 
 
 def average(logits: list[Tensor]) -> Tensor:
-    """Return the logarithm of the mean of several models' probabilities (of one model, its logits): (examples, K)."""
+    """Return the logarithm of several models' mean probabilities, or a single model's logits: (examples, K)."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]:
-    """Return the mean cross-entropy in nats and the share of right predictions."""
+    """Return the mean cross-entropy in nats, and the accuracy."""
     targets = torch.from_numpy(labels.astype(np.int64))
     return F.cross_entropy(logits, targets).item(), (logits.argmax(-1) == targets).double().mean().item()
 
 
 def macro_f1(logits: Tensor, labels: np.ndarray) -> float:
-    """Return the mean of all classes' F1, 0 for a class that is neither there nor predicted."""
-    from sklearn.metrics import f1_score  # here, since importing it takes a second
+    """Return the mean F1 of all classes; it is 0 for a class that neither occurs nor is predicted."""
+    from sklearn.metrics import f1_score  # takes a second to import
 
     classes = range(logits.shape[1])
     return float(f1_score(labels, logits.argmax(-1).numpy(), labels=classes, average="macro", zero_division=0))

@@ -1,4 +1,4 @@
-"""Every command that README.md and docs/ show, run in their order with small models: none can go stale."""
+"""Run every command and every Python code of README.md and docs/, in their order, with small models."""
 
 import csv
 import io
@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import REPO, here, succeed, transformers_model
 
-from classifier.answers.models import Classifier
-
 # in the order in which their commands are run
-NAMES = ["answers", "own-data", "settings", "several-gpus", "how-it-works", "reliability", "troubleshooting"]
-NAMES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
+DOCS = ["own-data", "answers", "settings", "several-gpus", "troubleshooting", "how-it-works", "reliability"]
+NAMES = ["README.md", *(f"docs/{name}.md" for name in DOCS)]
 PAGES = {name: (REPO / name).read_text(encoding="utf-8") for name in NAMES}
-README = PAGES["README.md"]
+README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 PROGRAMS = ("python", "make", "torchrun")  # pip and hf need a network
 ELSEWHERE = {  # shown, but not run here
     "python -m venv .venv": "an installation",
@@ -33,14 +31,13 @@ FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu",
 
 
 def shown_commands() -> list[str]:
-    """The commands of the ```sh blocks, without comments, and of `code` in the text, each once."""
+    """Return the commands of the ```sh blocks, without comments, and of `code` in the text, each once, in order."""
+    text = re.sub(r"^```(?:python|text)\n.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
     found = []
-    text = re.sub(r"^```python\n.*?^```$", "", "\n".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
     for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines() or [" ".join(code.split())]:
-            line = re.sub(r"^for s in 1 2 3; do (.*); done", r"\1", re.sub(r"\s+#.*", "", line)).replace("$s", "1")
-            for command in line.split(" && "):
-                words = command.split()
+            for command in re.sub(r"\s+#.*", "", line).split(" && "):
+                words = command.replace("$s", "1").split()  # of a loop over seeds, the first
                 if len(words) > 1 and words[0] in PROGRAMS:
                     found.append(" ".join(words))
     return list(dict.fromkeys(found))
@@ -70,7 +67,7 @@ def test_every_file_of_the_repository_that_is_named_is_there():
     generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "new.csv", "test.csv"}
     generated |= {"answered.csv", "curves.png", "out/curves.png"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
-    text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
+    text = re.sub(r"\]\([^)]+\)", "]", TEXT)  # links stand in the test above
     text = text.replace("prepare_*.py", "")
     names = set(re.findall(r"[\w/-]+\.(?:py|md|txt|json|csv|png|svg|tsv|safetensors)\b", text)) - generated
     missing = [name for name in names if not (REPO / name).exists()]
@@ -172,7 +169,7 @@ def run(command: str, folder: Path) -> str:
     return output
 
 
-def test_every_command_works_in_the_order_of_the_pages(clone):
+def test_every_command_works_in_the_order_of_the_pages(clone, monkeypatch):
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
@@ -183,25 +180,12 @@ def test_every_command_works_in_the_order_of_the_pages(clone):
         assert (clone / name).is_file()
     submitted = {f"finetune-sst-{split}-out.csv" for split in ("dev", "test")}
     assert {path.name for path in (clone / "submission").iterdir()} == submitted
-
-
-def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
-    transformers_model("GPT2LMHeadModel", tmp_path / "gpt2", vocab_size=50257)
-    monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/how-it-works.md"], re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(clone)  # out/best.pt and gpt2 are there
     names = {}
-    exec(code, names)
+    for code in re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE):
+        exec(code, names)
+    assert len(names["labels"]) == 2 and names["probabilities"].shape == (2, len(names["classifier"].label_names))
     assert names["logits"].shape == (1, 2) and str(names["logits"].dtype) == "torch.float32"
-
-
-def test_the_classifier_of_the_pages_is_that_of_its_docstring():
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/answers.md"], re.DOTALL | re.MULTILINE)
-    first = [line for line in code.splitlines() if line][:3]  # run in a notebook's kernel by test_classifier.py
-    assert [line.partition("  #")[0] for line in first] == [
-        "from classifier.answers.models import Classifier",
-        'classifier = Classifier.load("out/best.pt")',
-        'labels, probabilities = classifier(["A lovely film.", "A dull mess."])',
-    ] and all(line.partition("  #")[0] in Classifier.__doc__ for line in first)
 
 
 def assert_known(output: str) -> None:

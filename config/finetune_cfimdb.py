@@ -10,4 +10,4 @@ learning_rate = 5e-5
 dropout = 0.2
 epochs = 20
 
-reference_accuracy = 0.984  # the reference run's
+reference_accuracy = 0.984  # of the reference run

@@ -1,4 +1,4 @@
-# the course's last-linear-layer mode on CFIMDB: GPT-2 small stays as it is, only the head is trained
+# the course's last-linear-layer mode on CFIMDB: GPT-2 small is frozen, only the head is trained
 data_dir = "data/cfimdb"
 out_dir = "out-cfimdb-last-linear"
 
@@ -8,5 +8,5 @@ batch_size = 16
 gradient_accumulation_steps = 1
 
 learning_rate = 1e-3
-dropout = 0.0  # the features are computed once, without it
+dropout = 0.0  # features are computed once, without dropout
 epochs = 20

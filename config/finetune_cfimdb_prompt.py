@@ -1,4 +1,4 @@
-# GPT-2 small on CFIMDB with a question after every review; the head starts as its answers' embeddings
+# GPT-2 small on CFIMDB with a question after every review; the head starts as the answers' embeddings
 data_dir = "data/cfimdb"
 out_dir = "out-cfimdb-prompt"
 
@@ -13,4 +13,4 @@ learning_rate = 5e-5
 dropout = 0.2
 epochs = 20
 
-reference_accuracy = 0.988  # the reference repository's with this prompt
+reference_accuracy = 0.988  # of the reference repository, with this prompt

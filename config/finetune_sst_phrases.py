@@ -13,4 +13,4 @@ dropout = 0.1
 epochs = 3
 eval_interval = 306  # four times an epoch
 
-reference_accuracy = 0.519  # the reference run's, on sentences alone
+reference_accuracy = 0.519  # of the reference run, on sentences alone

@@ -1,4 +1,4 @@
-# GPT-2 small on SST with a question after every sentence; the head starts as its answers' embeddings
+# GPT-2 small on SST with a question after every sentence; the head starts as the answers' embeddings
 data_dir = "data/sst"
 out_dir = "out-sst-prompt"
 
@@ -13,4 +13,4 @@ learning_rate = 5e-5
 dropout = 0.2
 epochs = 20
 
-reference_accuracy = 0.527  # the reference repository's with this prompt
+reference_accuracy = 0.527  # of the reference repository, with this prompt

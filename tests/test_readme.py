@@ -1,7 +1,5 @@
-"""Every command that README.md and docs/ show, run in their order with small models: none can go stale."""
+"""Run every command and every Python code of README.md and docs/, in their order, with small models."""
 
-import csv
-import io
 import re
 import shlex
 import shutil
@@ -12,13 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import REPO, here, succeed, transformers_model
 
-from classifier.answers.models import Classifier
-
 # in the order in which their commands are run
-NAMES = ["answers", "own-data", "settings", "several-gpus", "how-it-works", "reliability", "troubleshooting"]
-NAMES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
+DOCS = ["own-data", "answers", "settings", "several-gpus", "troubleshooting", "how-it-works", "reliability"]
+NAMES = ["README.md", *(f"docs/{name}.md" for name in DOCS)]
 PAGES = {name: (REPO / name).read_text(encoding="utf-8") for name in NAMES}
-README = PAGES["README.md"]
+README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 PROGRAMS = ("python", "make", "torchrun")  # pip and hf need a network
 ELSEWHERE = {  # shown, but not run here
     "python -m venv .venv": "an installation",
@@ -28,19 +24,17 @@ ELSEWHERE = {  # shown, but not run here
     "python evaluate.py --ckpt out/best.pt --calibrate calibrated.pt": "run by test_calibration.py: these know nothing",
 }
 SCRIPTS = [path for path in sorted([*REPO.glob("*.py"), *REPO.glob("bench/*.py")]) if '"__main__"' in path.read_text()]
-ROWS = 60  # of each file of the sample: as many as show that a command works
 FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
 
 
 def shown_commands() -> list[str]:
-    """The commands of the ```sh blocks, without comments, and of `code` in the text, each once."""
+    """Return the commands of the ```sh blocks, without comments, and of `code` in the text, each once, in order."""
+    text = re.sub(r"^```(?:python|text)\n.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
     found = []
-    text = re.sub(r"^```python\n.*?^```$", "", "\n".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
     for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines() or [" ".join(code.split())]:
-            line = re.sub(r"^for s in 1 2 3; do (.*); done", r"\1", re.sub(r"\s+#.*", "", line)).replace("$s", "1")
-            for command in line.split(" && "):
-                words = command.split()
+            for command in re.sub(r"\s+#.*", "", line).split(" && "):
+                words = command.replace("$s", "1").split()  # of a loop over seeds, the first
                 if len(words) > 1 and words[0] in PROGRAMS:
                     found.append(" ".join(words))
     return list(dict.fromkeys(found))
@@ -59,9 +53,8 @@ def test_every_page_is_tested_and_linked_from_the_readme():
     assert sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")) == sorted(NAMES[1:])
     for name, page in PAGES.items():
         links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
-        files = [link.partition("#")[0] for link in links]
-        missing = [file for file in files if not (REPO / name).parent.joinpath(file).is_file()]
-        assert not missing, name
+        files = [(REPO / name).parent / link.partition("#")[0] for link in links]
+        assert all(file.is_file() for file in files), name
         assert name == "README.md" or name in re.findall(r"\]\(([^)]+)\)", README)
 
 
@@ -70,11 +63,9 @@ def test_every_file_of_the_repository_that_is_named_is_there():
     generated |= {"trees/train.txt", "my.csv", "my_dev.csv", "reviews.txt", "new.csv", "test.csv"}
     generated |= {"answered.csv", "curves.png", "out/curves.png"}
     generated |= {f"ids-sst-{split}.csv" for split in ("train", "dev", "test-student")}
-    text = re.sub(r"\]\([^)]+\)", "]", "\n".join(PAGES.values()))  # links stand in the test above
-    text = text.replace("prepare_*.py", "")
+    text = re.sub(r"\]\([^)]+\)", "]", TEXT).replace("prepare_*.py", "")  # links: the test above
     names = set(re.findall(r"[\w/-]+\.(?:py|md|txt|json|csv|png|svg|tsv|safetensors)\b", text)) - generated
-    missing = [name for name in names if not (REPO / name).exists()]
-    assert not missing and len(names) > 20
+    assert not [name for name in names if not (REPO / name).exists()] and len(names) > 20
 
 
 def test_every_module_of_the_package_is_named():
@@ -84,10 +75,10 @@ def test_every_module_of_the_package_is_named():
     assert sorted(named) == sorted(modules)
 
 
-def first_rows(name: str, count: int, skipped: int = 0) -> str:
-    """The header of one of the sample's files and some of its rows."""
-    header, *rows = (REPO / "data" / "sample" / f"{name}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join([header, *rows[skipped : skipped + count]])
+def first_rows(name: str) -> str:
+    """Return the header of one of the sample's files and as many rows as show that a command works."""
+    lines = (REPO / "data" / "sample" / f"{name}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(lines[:61])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -99,7 +90,7 @@ def test_help_fits_a_terminal(script, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The repository's files in a folder of their own, with the sample as data and a tiny GPT-2 where downloads go."""
+    """Copy the repository's files; make the sample stand in for the tasks' data, and a tiny GPT-2 for the hub's."""
     folder = tmp_path_factory.mktemp("readme")
     names = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=True).stdout
     for name in names.split("\0")[:-1]:
@@ -108,25 +99,18 @@ def clone(tmp_path_factory) -> Path:
     for task in ("sst", "cfimdb"):
         (folder / "data" / task).mkdir()
         for split, source in (("train", "train"), ("dev", "dev"), ("test-student", "dev")):
-            rows = first_rows(source, ROWS)
-            (folder / "data" / task / f"ids-{task}-{split}.csv").write_text(rows, encoding="utf-8")
+            (folder / "data" / task / f"ids-{task}-{split}.csv").write_text(first_rows(source), encoding="utf-8")
     write_trees(folder / "data" / "sst")
     transformers_model("GPT2LMHeadModel", folder / "gpt2", vocab_size=50257, n_positions=1024, n_embd=8, n_layer=1)
-    write_csv(folder / "my.csv", first_rows("train", ROWS))
-    write_csv(folder / "my_dev.csv", first_rows("train", ROWS, skipped=ROWS))
+    (folder / "my.csv").write_text(first_rows("train"), encoding="utf-8")  # tabs, whatever its name says
+    (folder / "my_dev.csv").write_text(first_rows("dev"), encoding="utf-8")
     (folder / "new.csv").write_text("text,when\nA lovely film.,today\n,never\n", encoding="utf-8")
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
 
 
-def write_csv(path: Path, tsv: str) -> None:
-    """Write rows of the sample as a spreadsheet does."""
-    with open(path, "w", encoding="utf-8-sig", newline="") as f:
-        csv.writer(f, delimiter=";").writerows(csv.reader(io.StringIO(tsv), delimiter="\t"))
-
-
 def write_trees(folder: Path) -> None:
-    """Write trees for the rows that stand in for SST's training sentences, and give these their leading space."""
+    """Write trees for the rows that stand in for SST's training sentences, and give the rows their leading space."""
     path = folder / "ids-sst-train.csv"
     header, *rows = (row.split("\t") for row in path.read_text(encoding="utf-8").splitlines())
     rows = [[*row[:2], " " + row[2], row[3]] for row in rows if not set(row[2]) & set('()"')]
@@ -137,19 +121,15 @@ def write_trees(folder: Path) -> None:
 
 
 def adapted(command: str) -> list[str]:
-    """The same command for a small model and one machine."""
-    command = command.partition(" < ")[0]
-    words = shlex.split(command.replace("DIR", "data/sst" if "prepare" in command or "make" in command else "gpt2"))
+    """Return the words of the same command for a small model and one machine."""
+    words = shlex.split(command.partition(" < ")[0].replace("DIR", "data/sst").replace("HOST", "127.0.0.1"))
     if words[0] == "torchrun":
         words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-        # both machines here: the first, and the second is started beside it; two processes in all
-        processes = 1 if "--nnodes=2" in words else 2
+        processes = 1 if "--nnodes=2" in words else 2  # the second machine is started beside the first: two in all
         words = [re.sub(r"nproc_per_node=\d+", f"nproc_per_node={processes}", word) for word in words]
-        words = [word.replace("HOST", "127.0.0.1") for word in words]
     if "finetune.py" in words:
-        is_resume = "--init_from=resume" in words
-        words = [re.sub(r"--n_embd=\d+", "--n_embd=8", word) for word in words]
-        words += [*FINETUNE, "--max_steps=2"] if is_resume else [*FINETUNE, "--max_steps=1", "--overwrite=True"]
+        words += FINETUNE
+        words += ["--max_steps=2"] if "--init_from=resume" in words else ["--max_steps=1", "--overwrite=True"]
     elif words[0] == "make":
         words.insert(1, "--dry-run")
     return words
@@ -172,7 +152,7 @@ def run(command: str, folder: Path) -> str:
     return output
 
 
-def test_every_command_works_in_the_order_of_the_pages(clone):
+def test_every_command_works_in_the_order_of_the_pages(clone, monkeypatch):
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
@@ -183,29 +163,16 @@ def test_every_command_works_in_the_order_of_the_pages(clone):
         assert (clone / name).is_file()
     submitted = {f"finetune-sst-{split}-out.csv" for split in ("dev", "test")}
     assert {path.name for path in (clone / "submission").iterdir()} == submitted
-
-
-def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
-    transformers_model("GPT2LMHeadModel", tmp_path / "gpt2", vocab_size=50257)
-    monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/how-it-works.md"], re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(clone)  # out/best.pt and gpt2 are there
     names = {}
-    exec(code, names)
+    for code in re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE):
+        exec(code, names)
+    assert len(names["labels"]) == 2 and names["probabilities"].shape == (2, len(names["classifier"].label_names))
     assert names["logits"].shape == (1, 2) and str(names["logits"].dtype) == "torch.float32"
 
 
-def test_the_classifier_of_the_pages_is_that_of_its_docstring():
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES["docs/answers.md"], re.DOTALL | re.MULTILINE)
-    first = [line for line in code.splitlines() if line][:3]  # run in a notebook's kernel by test_classifier.py
-    assert [line.partition("  #")[0] for line in first] == [
-        "from classifier.answers.models import Classifier",
-        'classifier = Classifier.load("out/best.pt")',
-        'labels, probabilities = classifier(["A lovely film.", "A dull mess."])',
-    ] and all(line.partition("  #")[0] in Classifier.__doc__ for line in first)
-
-
 def assert_known(output: str) -> None:
-    """That what a make target would run is there: scripts, and config files."""
+    """Assert that the scripts and config files that a make target would run exist."""
     for line in output.splitlines():
         command = line.replace(".venv/bin/", "").strip()
         if command.startswith("python ") and command.split()[1] not in ("-m", "-c"):

@@ -133,7 +133,8 @@ def their_tokenizers(tmp_path_factory):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(min_size=1, max_size=80))
-def test_any_text_becomes_our_tokens(their_tokenizers, text):
+def test_any_text_becomes_our_tokens_and_these_the_text(their_tokenizers, text):
+    assert ENCODING.decode(ENCODING.encode_ordinary(text)) == text
     for (leading_space, prompt), tokenizer in their_tokenizers.items():
         expected = our_tokens(text, leading_space, ENCODING.encode_ordinary(prompt), BLOCK_SIZE)
         assert tokenizer(text, truncation=True)["input_ids"] == expected
@@ -214,7 +215,7 @@ def test_a_classifier_of_transformers_loads_where_its_classes_fit(tmp_path, caps
     assert "note: the head's classes in" in printed and "a, b, c, d, e, now stand for a, b, c, d, x" in printed
     with pytest.raises(UserError, match="has the classes in the order a, b, c, d, e, but the data has a, b, c, e, d"):
         load(tmp_path / "hf", "abced")
-    with pytest.raises(UserError, match="is for 5 classes, and 2 are asked for: .*--new_head=True"):
+    with pytest.raises(UserError, match="is for 5 classes, and the data has 2: .*--new_head=True"):
         load(tmp_path / "hf", "ab")
     for label_names in ("ba", "abced"):  # as the messages say
         model = load(tmp_path / "hf", label_names, new_head=True)

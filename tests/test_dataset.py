@@ -21,7 +21,6 @@ COUNTS = {  # examples, tokens, labels
     },
     "cfimdb": {"train": (1707, 362100, [856, 851]), "dev": (245, 53630, [123, 122]), "test": (488, 106460, None)},
 }
-HEADER = "\tid\tsentence\tsentiment\n"
 
 
 @pytest.mark.parametrize("task, longest, p95", [("sst", 77, 42), ("cfimdb", 494, 379)])
@@ -46,30 +45,25 @@ def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, lo
     assert decoded(split) == [row["sentence"] for row in rows]
 
 
-def prepare_tsv(files, names, folder) -> None:
-    labels = {str(number): name for number, name in enumerate(names)}
-    prepare_course("x", files, prepare_sst.COLUMNS, labels, folder)
+def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path):  # more are in test_formats.py
+    header, good, bad = "\tid\tsentence\tsentiment\n", tmp_path / "good.tsv", tmp_path / "bad.tsv"
+    good.write_text(header + "0\ta\tfine\t1\n")
 
+    def prepare(dev) -> None:
+        labels = {"0": "no", "1": "yes"}
+        prepare_course("x", {"train": good, "dev": dev}, prepare_sst.COLUMNS, labels, tmp_path / "out")
 
-BAD_TSV = {  # more are in test_formats.py
-    "missing column": ("\tid\tsentence\n0\ta\tfine\n", "no column 'sentiment'"),
-    "label too large": (HEADER + "0\ta\tfine\t" + "9" * 5000 + "\n", "line 2: the label '999"),
-    "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "left out 1 row without a text: line 3"),
-}
-
-
-@pytest.mark.parametrize("content, message", BAD_TSV.values(), ids=BAD_TSV.keys())
-def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, message):
-    good = tmp_path / "good.tsv"
-    good.write_text(HEADER + "0\ta\tfine\t1\n")
-    prepare_tsv({"train": good, "dev": good}, ["no", "yes"], tmp_path / "out")
+    prepare(good)
     before = visible(tmp_path / "out")
-    bad = tmp_path / "bad.tsv"
-    bad.write_text(content)
-    with pytest.raises(UserError) as error:
-        prepare_tsv({"train": good, "dev": bad}, ["no", "yes"], tmp_path / "out")
-    assert str(error.value).startswith(str(bad)) and message in str(error.value)
-    assert visible(tmp_path / "out") == before
+    for content, message in {
+        "\tid\tsentence\n0\ta\tfine\n": "no column 'sentiment'",
+        header + "0\ta\tfine\t" + "9" * 5000 + "\n": "line 2: the label '999",
+        header + "0\ta\tfine\t1\n1\tb\t   \t1\n": "left out 1 row without a text: line 3",
+    }.items():
+        bad.write_text(content)
+        with pytest.raises(UserError, match=f"^{bad}.*{message}"):
+            prepare(bad)
+        assert visible(tmp_path / "out") == before
 
 
 FACTS = """URL = "https://example.org/"

@@ -492,7 +492,7 @@ def test_training_goes_on_from_a_checkpoint_with_its_head_or_a_new_one(workspace
     more = [*RUN, "--init_from=out/best.pt", "--max_steps=1", "--learning_rate=1e-12", "--weight_decay=0"]
     for name, options in {"same": [], "new": ["--new_head=True"], "short": ["--block_size=16"]}.items():
         printed = succeed(*more, f"--out_dir={name}", *options, cwd=workspace)
-        assert "note: out/best.pt was trained on the texts of data/sample: if these have" in printed
+        assert "note: out/best.pt was trained on the texts of data/sample: if texts" in printed
         model, saved = checkpoint.load(workspace / name / "best.pt")
         for key, tensor in model.state_dict().items():
             theirs = trained.state_dict()[key][: len(tensor)]

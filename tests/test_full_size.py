@@ -7,7 +7,7 @@ from conftest import REPO, succeed
 from runs import read_log
 
 STEPS = 2  # of 64 sentences instead of 2,048, which would take minutes
-DEV = 200  # sentences of 1,101, each of which is evaluated twice
+DEV = 100  # sentences of 1,101, each of which is evaluated twice
 
 
 def test_two_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):

@@ -1,9 +1,7 @@
-"""Settings: defaults, then config files, then --key=value; anything doubtful is refused with its place."""
+"""Settings: defaults, config files, --key=value; anything doubtful is refused with its place. See test_fuzz.py, too."""
 
 import pytest
 from conftest import REPO, command, refuse, succeed
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from classifier.errors import UserError
 from classifier.settings import ARE_LOCAL, BELOW_ONE, CHOICES, MAY_CHANGE, NAMES, POSITIVE, read_settings
@@ -76,17 +74,6 @@ def test_nothing_in_a_config_file_is_executed(load, tmp_path):
 def test_bad_config_lines_are_refused_with_their_place(load, config, message):
     with pytest.raises(UserError, match=message):
         load(config=config)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=60) | st.text(alphabet="block_size=-0.e19 '\"[]()\n\t#", max_size=60))
-def test_any_text_is_loaded_or_refused(load, text):
-    for argument, config in ((None, text), ("--block_size=" + text, None), (text.replace("-h", "") or "x", None)):
-        try:
-            loaded = load(*[argument] * (argument is not None), config=config)
-        except UserError:
-            continue
-        assert {name: type(value) for name, value in loaded.items()} == {n: type(v) for n, v in DEFAULTS.items()}
 
 
 def test_help_lists_every_setting_and_like_a_typo_does_not_import_torch(tmp_path):

@@ -13,11 +13,12 @@ import termios
 import time
 
 import pytest
-from conftest import REPO, refuse, succeed
-from runs import RUN, assert_same_run, read_log, run_patched, start, wait_for
+from conftest import REPO, here, refuse, succeed
+from runs import RUN, assert_same_run, read_log, start, wait_for
 
 from classifier import checkpoint
 from classifier.files import file_sha256
+from classifier.training import predict
 
 TORTURE = "TORTURE" in os.environ
 LONGER = ["--epochs=8", "--save_interval=3"]  # 56 steps
@@ -61,18 +62,17 @@ def test_a_terminal_that_is_closed_stops_the_run_softly(workspace, unbroken):
     assert_same_run(workspace / "out", unbroken)
 
 
-def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):
-    patch = """
-import os, signal
-from classifier.training import predict
-whole = predict.predict
-def stopped_in_the_middle(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return whole(*args)
-predict.predict = stopped_in_the_middle
-"""
-    done = run_patched(patch, *RUN, *LONGER, cwd=workspace)
-    assert done.returncode == 143 and "stopped after 7 steps" in done.stderr, done.stderr
+def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken, monkeypatch):
+    whole = predict.predict
+
+    def stopped_in_the_middle(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args)
+
+    monkeypatch.setattr(predict, "predict", stopped_in_the_middle)
+    done = here(*RUN, *LONGER, cwd=workspace)
+    monkeypatch.undo()
+    assert done.returncode == 143 and b"stopped after 7 steps" in done.stderr, done.stderr
     assert [row["split"] for row in read_log(workspace / "out" / "log.csv")] == ["train"] * 7
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
     assert_same_run(workspace / "out", unbroken)

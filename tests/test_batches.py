@@ -47,25 +47,6 @@ def test_what_exceeds_the_budget_makes_a_micro_batch_of_its_own(budget, is_packe
     assert [batch.tolist() for batch in cut] == [[2], [1], [0]]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 60))
-def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, floor):
-    lengths = np.array(lengths)
-    ordered = sorted(lengths.tolist(), reverse=True)
-
-    def cost(longest: int, count: int) -> int:
-        return max(longest * count, min(floor, budget))
-
-    def least(start: int) -> int:
-        """The cost of the best cut from here on, by trying all."""
-        ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
-        return min((cost(ordered[start], end - start) + least(end) for end in ends), default=0)
-
-    with mock.patch("classifier.training.batches.FLOOR", floor):
-        cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False)
-    assert sum(cost(int(lengths[batch].max()), len(batch)) for batch in cut) == least(0)
-
-
 @pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 8, 512))])
 def test_little_of_an_epoch_is_padding(tsv_dir, tmp_path, task, config):
     block_size, batch_size, step_size = config
@@ -88,22 +69,6 @@ def test_every_example_is_visited_once_an_epoch_in_an_order_of_seed_and_epoch():
     orders = [epoch_order(1000, seed, epoch).tolist() for seed, epoch in [(1, 0), (1, 0), (1, 1), (2, 0)]]
     assert all(sorted(order) == list(range(1000)) for order in orders)
     assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
-
-
-def test_groups_are_runs_of_a_length_and_shorter_ones_that_need_little_padding():
-    lengths = [9, 9, 7, 7, 6, 2, 5, 5]
-    assert pack(lengths, 0) == [(2, 9), (2, 7), (1, 6), (1, 2), (2, 5)]
-    assert pack(lengths, 3) == [(2, 9), (3, 7), (1, 2), (2, 5)]  # the 6 needs one more, the others four
-    assert pack(lengths, 7) == [(6, 9), (2, 5)] and pack(lengths, 8) == [(8, 9)]
-
-
-def test_a_large_batch_is_made_up_to_a_multiple_of_32_tokens():
-    lengths = [40, 40, 31, 23, 12, 7, 2, 1]  # 156 tokens
-    for times, fillers in ((7, [(28, 1)]), (6, [])):  # 1,092 and 936, which is not yet large
-        repeated = sorted(times * lengths, reverse=True)
-        assert pack(repeated, 0)[: len(set(lengths))] == [(repeated.count(n), n) for n in sorted(set(lengths))[::-1]]
-        assert pack(repeated, 0)[len(set(lengths)) :] == fillers
-    assert pack(32 * [32], 0) == [(32, 32)]
 
 
 def test_off_the_cpu_batches_are_padded():

@@ -50,10 +50,8 @@ def test_the_lines_of_the_docstring_in_a_notebook(tmp_path, run_cell):
     expected = torch.stack([alone(model, " " + text) for text in TEXTS])
     assert [label for label, _ in shown] == [NAMES[number] for number in expected.argmax(1)]
     assert [float(share) for _, share in shown] == pytest.approx(expected.amax(1).tolist(), abs=0.01)  # in bfloat16
-    assert (
-        run_cell("print(classifier.model.training, probabilities.dtype, probabilities.shape)")
-        == "False float32 (2, 2)\n"
-    )
+    code = "print(classifier.model.training, probabilities.dtype, probabilities.shape)"
+    assert run_cell(code) == "False float32 (2, 2)\n"
 
 
 def alone(model, text: str) -> torch.Tensor:

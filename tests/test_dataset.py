@@ -4,16 +4,12 @@ import csv
 import json
 import re
 
-import numpy as np
 import pytest
 from conftest import PREPARE_SAMPLE, REPO, decoded, refuse, succeed, visible
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_formats import delimited
 
 import prepare_sst
 from classifier.data.dataset import load_meta, load_split, meta_sha256
-from classifier.data.prepare import PERCENTILES, prepare_course
+from classifier.data.prepare import prepare_course
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
 
@@ -25,7 +21,6 @@ COUNTS = {  # examples, tokens, labels
     },
     "cfimdb": {"train": (1707, 362100, [856, 851]), "dev": (245, 53630, [123, 122]), "test": (488, 106460, None)},
 }
-HEADER = "\tid\tsentence\tsentiment\n"
 
 
 @pytest.mark.parametrize("task, longest, p95", [("sst", 77, 42), ("cfimdb", 494, 379)])
@@ -50,53 +45,25 @@ def test_the_courses_files_give_the_published_counts(tsv_dir, tmp_path, task, lo
     assert decoded(split) == [row["sentence"] for row in rows]
 
 
-def prepare_tsv(files, names, folder) -> None:
-    labels = {str(number): name for number, name in enumerate(names)}
-    prepare_course("x", files, prepare_sst.COLUMNS, labels, folder)
+def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path):  # more are in test_formats.py
+    header, good, bad = "\tid\tsentence\tsentiment\n", tmp_path / "good.tsv", tmp_path / "bad.tsv"
+    good.write_text(header + "0\ta\tfine\t1\n")
 
+    def prepare(dev) -> None:
+        labels = {"0": "no", "1": "yes"}
+        prepare_course("x", {"train": good, "dev": dev}, prepare_sst.COLUMNS, labels, tmp_path / "out")
 
-SENTENCES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
-EXAMPLES = st.tuples(SENTENCES.filter(str.strip), st.integers(0, 2))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(EXAMPLES, min_size=1, max_size=12), st.booleans(), st.sampled_from(["\n", "\r\n"]))
-def test_any_text_survives_the_round_trip(tmp_path_factory, examples, bom, line_end):
-    folder = tmp_path_factory.mktemp("round")
-    names = ["sentence", "sentiment", "extra", "id"]  # columns are found by name
-    rows = [dict(zip(names, (*example, "x", f"id {i}"), strict=True)) for i, example in enumerate(examples)]
-    content = ("\ufeff" if bom else "") + delimited(rows, "\t", line_end)
-    (folder / "a.tsv").write_bytes(content.encode())
-    prepare_tsv(dict.fromkeys(["train", "dev"], folder / "a.tsv"), ["a", "b", "c"], folder / "out")
-    split = load_split(folder / "out", "train")
-    assert [label for _, label in examples] == split.labels.tolist()
-    assert split.ids() == [f"id {i}" for i in range(len(examples))]
-    assert decoded(split) == [sentence for sentence, _ in examples]
-    part = load_meta(folder / "out")["splits"]["train"]
-    expected = np.percentile(np.diff(split.offsets), PERCENTILES, method="inverted_cdf").tolist()
-    assert list(part["length_percentiles"].values()) == expected
-    assert part["label_counts"] == np.bincount(split.labels, minlength=3).tolist()
-
-
-BAD_TSV = {  # more are in test_formats.py
-    "missing column": ("\tid\tsentence\n0\ta\tfine\n", "no column 'sentiment'"),
-    "label too large": (HEADER + "0\ta\tfine\t" + "9" * 5000 + "\n", "line 2: the label '999"),
-    "empty sentence": (HEADER + "0\ta\tfine\t1\n1\tb\t   \t1\n", "left out 1 row without a text: line 3"),
-}
-
-
-@pytest.mark.parametrize("content, message", BAD_TSV.values(), ids=BAD_TSV.keys())
-def test_a_bad_tsv_is_refused_and_what_was_prepared_stays(tmp_path, content, message):
-    good = tmp_path / "good.tsv"
-    good.write_text(HEADER + "0\ta\tfine\t1\n")
-    prepare_tsv({"train": good, "dev": good}, ["no", "yes"], tmp_path / "out")
+    prepare(good)
     before = visible(tmp_path / "out")
-    bad = tmp_path / "bad.tsv"
-    bad.write_text(content)
-    with pytest.raises(UserError) as error:
-        prepare_tsv({"train": good, "dev": bad}, ["no", "yes"], tmp_path / "out")
-    assert str(error.value).startswith(str(bad)) and message in str(error.value)
-    assert visible(tmp_path / "out") == before
+    for content, message in {
+        "\tid\tsentence\n0\ta\tfine\n": "no column 'sentiment'",
+        header + "0\ta\tfine\t" + "9" * 5000 + "\n": "line 2: the label '999",
+        header + "0\ta\tfine\t1\n1\tb\t   \t1\n": "left out 1 row without a text: line 3",
+    }.items():
+        bad.write_text(content)
+        with pytest.raises(UserError, match=f"^{bad}.*{message}"):
+            prepare(bad)
+        assert visible(tmp_path / "out") == before
 
 
 FACTS = """URL = "https://example.org/"
@@ -120,6 +87,7 @@ def test_a_script_for_another_task_is_a_copy_of_prepare_sst_with_other_facts(tmp
     meta, split = load_meta(tmp_path / "data" / "mail"), load_split(tmp_path / "data" / "mail", "train")
     assert (meta["task"], meta["label_names"], meta["labels"]) == ("mail", ["hardware", "software"], ["hw", "sw"])
     assert split.labels.tolist() == [1, 0, 1] and split.ids() == ["1", "2", "3"]
+    assert meta["splits"]["train"]["label_counts"] == [1, 2]
     assert decoded(split) == ['Crash\n"Save" fails', 'It is "hot', "Help"]
     assert decoded(load_split(tmp_path / "data" / "mail", "dev")) == ["Fan\nnoisy"]
 
@@ -152,17 +120,15 @@ def test_a_damaged_or_missing_file_is_refused(workspace, name):
             load_split(path.parent, "train")
 
 
-def test_a_broken_meta_json_is_refused(workspace):
-    folder = workspace / "data" / "sample"
-    path = folder / "meta.json"
+def test_a_broken_meta_json_or_one_of_another_version_is_refused(workspace):
+    path = workspace / "data" / "sample" / "meta.json"
     whole, again = path.read_text(), "run `python prepare_own.py --name sample ...` again"
-    for text in ("", "[]", "{", "[" * 100_000, whole[:-100], whole.replace("negative", "nagative")):
+    other_version = whole.replace('"format_version": 2', '"format_version": 99')
+    problems = dict.fromkeys(["", "[]", "[" * 100_000, whole.replace("negative", "nagative")], "is broken")
+    for text, problem in (problems | {other_version: "has format version 99, not 2"}).items():
         path.write_text(text)
-        with pytest.raises(UserError, match=f"meta.json is broken: {again}"):
-            load_meta(folder)
-    path.write_text(whole.replace('"format_version": 2', '"format_version": 99'))
-    with pytest.raises(UserError, match=f"meta.json has format version 99, not 2: {again}"):
-        load_meta(folder)
+        with pytest.raises(UserError, match=f"meta.json {problem}: {again}"):
+            load_meta(path.parent)
 
 
 def test_two_prepares_at_once_are_kept_apart_and_leftovers_are_swept_up(workspace):

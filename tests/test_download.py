@@ -2,19 +2,16 @@
 
 import hashlib
 import io
-import os
 import re
 import socket
-import subprocess
 import threading
 import time
 import zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-from conftest import command, transformers_model
+from conftest import refuse, succeed, transformers_model
 
 from classifier.data.download import find_files
 from classifier.errors import UserError
@@ -113,37 +110,45 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path):
 # GPT-2's weights, from a hub on this machine
 
 
-def finetune(folder: Path, url: str, name: str = "gpt2") -> subprocess.CompletedProcess:
-    """Ask a hub at this address for a model's weights, as finetune.py does."""
-    hub = {"HF_ENDPOINT": url, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_ETAG_TIMEOUT": "2"}
-    words = ["finetune.py", "--data_dir=data/sample", f"--init_from={name}", "--max_steps=1", "--block_size=32"]
-    words += [f"--out_dir=out-{name.replace('/', '-')}"]
-    return command(*words, cwd=folder, env=os.environ | hub)
+@pytest.fixture
+def ask(workspace, monkeypatch):
+    """A function that asks a hub at some address for a model's weights, as finetune.py does with an empty cache."""
+
+    def ask(url: str, name: str = "gpt2", run=refuse) -> str:
+        hub = {"HF_HUB_CACHE": str(workspace / "cache"), "HF_HUB_OFFLINE": False, "HF_HUB_ETAG_TIMEOUT": 2}
+        hub["HUGGINGFACE_CO_URL_TEMPLATE"] = url + "{repo_id}/resolve/{revision}/{filename}"
+        for constant, value in hub.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{constant}", value)
+        words = [
+            "--data_dir=data/sample",
+            f"--init_from={name}",
+            "--max_steps=1",
+            "--block_size=32",
+            "--overwrite=True",
+        ]
+        return run("finetune.py", *words, cwd=workspace)
+
+    return ask
 
 
-def test_a_hub_out_of_reach_is_told_with_the_way_out(workspace):
+def test_a_hub_out_of_reach_is_told_with_the_way_out(ask):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connected, and never answered
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        answers = [finetune(workspace, url)]
-    answers.append(finetune(workspace, url))  # nobody there any more
-    for done, reason in zip(answers, (r".*timed out", r".*refused"), strict=True):
-        message = done.stderr.decode()
-        assert done.returncode == 1 and message.count("\n") == 1, message
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        messages = [ask(url)]
+    messages.append(ask(url))  # nobody there any more
+    for message, reason in zip(messages, (r".*timed out", r".*refused"), strict=True):
         assert re.search(rf"cannot be downloaded \({reason}\). On a machine with network run `hf download", message)
         assert message.endswith("--init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1\n")
 
 
-def test_a_slow_mirror_is_waited_for_and_a_refusal_is_told_as_the_hub_says_it(workspace):
+def test_a_slow_mirror_is_waited_for_and_a_refusal_is_told_as_the_hub_says_it(ask, workspace):
     sizes = {"vocab_size": 50257, "n_positions": 64, "n_embd": 8, "n_layer": 1}
     transformers_model("GPT2LMHeadModel", workspace / "hub", **sizes)
     files = {path.name: path.read_bytes() for path in (workspace / "hub").iterdir()}
     with serving(files, seconds=3) as server:  # longer than any wait for an answer
-        done = finetune(workspace, server.url)
-        refusals = [finetune(workspace, server.url, name) for name in ("some/403", "some/429")]
-    assert done.returncode == 0, done.stderr
+        ask(server.url, run=succeed)
+        for name, answer in {"some/403": "ask its owner", "some/429": "429"}.items():
+            message = ask(server.url, name)
+            assert "is no folder here, and the hub answered: " in message and answer in message
     (weights,) = (workspace / "cache").rglob("model.safetensors")
     assert weights.read_bytes() == files["model.safetensors"]
-    for done, answer in zip(refusals, ("ask its owner", "429"), strict=True):
-        message = done.stderr.decode()
-        assert done.returncode == 1 and message.count("\n") == 1, message
-        assert "is no folder here, and the hub answered: " in message and answer in message

@@ -200,7 +200,7 @@ def test_an_option_that_would_be_ignored_is_refused(place):
 
 def test_each_line_of_standard_input_is_classified(place):
     done = here(*EVALUATE, "--text", "-", cwd=place, stdin=LINES)
-    assert done.stderr.decode() == "note: 1 blank line left out\n"
+    assert done.stderr.decode() == "note: left out 1 blank line: line 2\n"
     lines = done.stdout.decode().splitlines()
     assert lines[0].split() == ["prediction", "negative", "positive", "text"] and len(lines) == 3
     for line, text in zip(lines[1:], LINES.split("\n\n"), strict=True):
@@ -282,17 +282,10 @@ def change(part, value):
     return spoil
 
 
-def flip_a_weight(place):
-    content = bytearray((place / "out" / "best.pt").read_bytes())
-    content[len(content) // 2] ^= 0x40
-    (place / "out" / "best.pt").write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "spoil, message",
     [
         (lambda place: (place / "out" / "best.pt").unlink(), "there is no checkpoint out/best.pt"),
-        (flip_a_weight, "no whole checkpoint"),
         (spoil_pickle, "no whole checkpoint"),
         (lambda place: torch.save({"model": {}}, place / "out" / "best.pt"), "no checkpoint of finetune.py"),
         (change("model", {"wte.weight": torch.zeros(10, 16)}), "its weights do not fit its configuration"),

@@ -14,17 +14,6 @@ from classifier.answers import report
 from classifier.answers.explain import Explanation, explain, without_each_word
 
 TEXT = "I loved every minute of it,\tand you will."
-VARIANTS = [
-    "loved every minute of it,\tand you will.",
-    "I every minute of it,\tand you will.",
-    "I loved minute of it,\tand you will.",
-    "I loved every of it,\tand you will.",
-    "I loved every minute it,\tand you will.",
-    "I loved every minute of\tand you will.",
-    "I loved every minute of it, you will.",
-    "I loved every minute of it,\tand will.",
-    "I loved every minute of it,\tand you",
-]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +32,12 @@ def test_every_variant_has_one_word_less_and_begins_as_the_text_does(text):
     for i, variant in enumerate(variants):
         assert variant.split() == words[:i] + words[i + 1 :]
         assert variant.startswith(" ") == text.startswith(" ")
+    assert without_each_word("it,\tand  you will") == [
+        "and  you will",
+        "it,  you will",
+        "it,\tand will",
+        "it,\tand  you",
+    ]
 
 
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]])
@@ -59,10 +54,11 @@ def test_a_contribution_is_the_difference_of_two_texts_classified_one_by_one(fol
         return torch.stack(parts).double().softmax(-1).mean(0).log()
 
     found = explain(TEXT, together)
-    assert calls == [[TEXT, *VARIANTS]]  # all in one batch
+    variants = without_each_word(TEXT)
+    assert calls == [[TEXT, *variants]]  # all in one batch
     whole = alone(TEXT)
     torch.testing.assert_close(found.log_probabilities.double(), whole, atol=1e-5, rtol=0)
-    expected = [(whole[whole.argmax()] - alone(variant)[whole.argmax()]).item() for variant in VARIANTS]
+    expected = [(whole[whole.argmax()] - alone(variant)[whole.argmax()]).item() for variant in variants]
     assert found.words == TEXT.split() and found.contributions == pytest.approx(expected, abs=1e-5)
     assert max(map(abs, expected)) > 0.1
     # of what the first model does not read, nothing counts

@@ -6,8 +6,8 @@ import pytest
 from conftest import REPO, succeed
 from runs import read_log
 
-STEPS = 2  # of 64 sentences instead of 2,048, which would take minutes
-DEV = 200  # sentences of 1,101, each of which is evaluated twice
+STEPS = 2  # of 32 sentences instead of 2,048, which would take minutes
+DEV = 50  # sentences of 1,101, each of which is evaluated twice
 
 
 def test_two_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
@@ -21,7 +21,7 @@ def test_two_steps_of_the_sst_job_and_their_evaluation(tsv_dir, tmp_path):
         lines = path.read_bytes().splitlines(keepends=True)
         (tmp_path / "tsv" / path.name).write_bytes(b"".join(lines[: 1 + DEV] if "dev" in path.name else lines))
     succeed("prepare_sst.py", "--source", "tsv", cwd=tmp_path)
-    options = ["--gradient_accumulation_steps=1", f"--max_steps={STEPS}"]
+    options = ["--batch_size=32", "--gradient_accumulation_steps=1", f"--max_steps={STEPS}"]
     printed = succeed("finetune.py", REPO / "config" / "finetune_sst.py", *options, cwd=tmp_path)
     assert "model: 123,706,373 parameters" in printed  # 1,024 positions are cut to the 64 in use
     *train, dev = read_log(tmp_path / "out" / "log.csv")

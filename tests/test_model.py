@@ -70,12 +70,6 @@ def test_padding_changes_no_logit_and_no_gradient(tmp_path):
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
 
 
-def test_gpt2_small_has_its_124_million_parameters():
-    with torch.device("meta"):
-        model = GPT(GPTConfig(num_classes=5))
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808 + 5 * 768 + 5
-
-
 def test_fresh_weights_have_gpt2s_scale():
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=2, n_embd=256))

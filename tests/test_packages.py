@@ -7,10 +7,6 @@ from conftest import REPO
 SUBPACKAGES = ["", "data", "training", "answers"]  # the first is classifier/ itself
 
 
-def modules(subpackage: str) -> list[str]:
-    return sorted(path.stem for path in (REPO / "classifier" / subpackage).glob("*.py") if path.stem != "__init__")
-
-
 def imported_subpackages(path) -> set[str]:
     """The subpackages that a module imports from, anywhere in it."""
     found = set()
@@ -25,8 +21,8 @@ def imported_subpackages(path) -> set[str]:
 
 def test_a_module_imports_from_its_own_subpackage_and_those_above_it():
     for number, subpackage in enumerate(SUBPACKAGES):
-        assert 3 < len(modules(subpackage)) <= 8, subpackage
-        for name in modules(subpackage):
-            found = imported_subpackages(REPO / "classifier" / subpackage / f"{name}.py")
-            assert found <= set(SUBPACKAGES[: number + 1]), (subpackage, name)
+        paths = [path for path in (REPO / "classifier" / subpackage).glob("*.py") if path.stem != "__init__"]
+        assert 3 < len(paths) <= 8, subpackage
+        for path in paths:
+            assert imported_subpackages(path) <= set(SUBPACKAGES[: number + 1]), path
     assert imported_subpackages(REPO / "model.py") == {""}

@@ -11,7 +11,6 @@ import torch
 from conftest import REPO, make_split
 
 from classifier.answers.plots import draw_confusion, draw_reliability
-from classifier.errors import UserError
 from classifier.training.curves import draw_curves
 
 LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds
@@ -32,6 +31,8 @@ def texts(path) -> list[str]:
 
 
 def test_the_curves_mark_the_best_epoch_and_the_reference(tmp_path):
+    (tmp_path / "log.csv").touch()
+    draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 6, 0.5)  # nothing yet; spoilt logs are in test_fuzz.py
     (tmp_path / "log.csv").write_text(re.sub(r"(\d)\n", r"\1,0.3\n", LOG.replace("seconds", "seconds,macro_f1")))
     draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 6, 0.519)
     words = {"reference: 0.519", "train, each step", "dev, macro-F1", "loss (nats)", "epoch"}
@@ -39,16 +40,6 @@ def test_the_curves_mark_the_best_epoch_and_the_reference(tmp_path):
     (tmp_path / "log.csv").write_text(LOG)
     draw_curves(tmp_path / "c.svg", tmp_path / "log.csv", 0, 0.0)  # no best.pt, no reference
     assert not any(word.startswith(("reference:", "best", "dev,")) for word in texts(tmp_path / "c.svg"))
-
-
-def test_a_log_that_is_none_is_refused(tmp_path):
-    (tmp_path / "log.csv").write_text("")
-    draw_curves(tmp_path / "c.png", tmp_path / "log.csv", 6, 0.5)  # nothing yet
-    for spoilt in ("step,epoch\n1,2\n", LOG.replace("1.6", "much"), LOG + "9,5.0,dev"):
-        (tmp_path / "log.csv").write_text(spoilt)
-        with pytest.raises(UserError, match="log.csv is not what finetune.py wrote there"):
-            draw_curves(tmp_path / "d.png", tmp_path / "log.csv", 6, 0.5)
-    assert not (tmp_path / "d.png").exists()
 
 
 @pytest.fixture(scope="module")

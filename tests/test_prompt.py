@@ -1,13 +1,10 @@
-"""Prompts: their tokens end every sequence, and the head starts as the language model's logits for the label words."""
+"""Prompts: the head starts as the language model's logits for the label words. See test_export.py for their tokens."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from conftest import REPO, make_split, random_split, refuse, succeed, transformers_model
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import REPO, make_split, refuse, succeed, transformers_model
 
 from classifier import checkpoint
 from classifier.data.tokenizer import encode_label_words, encode_prompt, load_tokenizer
@@ -19,20 +16,6 @@ from model import Batch
 
 CONFIGS = {name: read_settings(REPO / "finetune.py", [str(REPO / "config" / f"finetune_{name}_prompt.py")])
            for name in ("sst", "cfimdb")}  # fmt: skip
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(13, 40))
-def test_the_prompt_ends_every_sequence_and_is_never_cut(seed, prompt_length, block_size):
-    random = np.random.default_rng(seed)
-    prompt = tuple(random.integers(97, size=prompt_length).tolist())
-    plain = random_split(9, 30, 97, 2, seed)
-    split = replace(plain, prompt=prompt)
-    for i in range(9):
-        sentence = plain.tokens[plain.offsets[i] : plain.offsets[i + 1]].tolist()
-        kept = sentence[-(block_size - prompt_length) :]  # the last tokens
-        assert split.sequence(i, block_size).tolist() == kept + list(prompt)
-        assert split.lengths(block_size)[i] == len(kept) + prompt_length
-        assert split.whole_lengths()[i] == len(sentence) + prompt_length
 
 
 @pytest.mark.parametrize("task, num_classes", [("sst", 5), ("cfimdb", 2)])

@@ -1,19 +1,24 @@
 """Stops of every kind lose nothing. TORTURE=1 runs the long version (make torture)."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
+import sys
+import termios
 import time
 
 import pytest
-from conftest import REPO, refuse, succeed
-from runs import RUN, assert_same_run, read_log, run_patched, start, wait_for
+from conftest import REPO, here, refuse, succeed
+from runs import RUN, assert_same_run, read_log, start, wait_for
 
 from classifier import checkpoint
 from classifier.files import file_sha256
+from classifier.training import predict
 
 TORTURE = "TORTURE" in os.environ
 LONGER = ["--epochs=8", "--save_interval=3"]  # 56 steps
@@ -35,26 +40,39 @@ def test_ctrl_c_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unb
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert (
-        "to resume from out/last.pt, repeat the command with --init_from=resume" in errors and "Traceback" not in errors
-    )
+    assert "to resume from out/last.pt, repeat the command with --init_from=resume" in errors
+    assert "Traceback" not in errors
     assert len(read_log(workspace / "out" / "log.csv")) >= 16
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
     assert_same_run(workspace / "out", unbroken)
 
 
-def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken):
-    patch = """
-import os, signal
-from classifier.training import predict
-whole = predict.predict
-def stopped_in_the_middle(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return whole(*args)
-predict.predict = stopped_in_the_middle
-"""
-    done = run_patched(patch, *RUN, *LONGER, cwd=workspace)
-    assert done.returncode == 143 and "stopped after 7 steps" in done.stderr, done.stderr  # SIGHUP: in test_record.py
+def test_a_terminal_that_is_closed_stops_the_run_softly(workspace, unbroken):
+    ours, its = pty.openpty()
+    own_terminal = lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # noqa: E731
+    words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], *LONGER]
+    process = subprocess.Popen(words, cwd=workspace, stdin=its, stdout=its, stderr=its, preexec_fn=own_terminal)
+    os.close(its)
+    shown = b""
+    while b"epoch 2:" not in shown:
+        shown += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
+    assert_same_run(workspace / "out", unbroken)
+
+
+def test_a_stop_while_evaluating_resumes_with_that_evaluation(workspace, unbroken, monkeypatch):
+    whole = predict.predict
+
+    def stopped_in_the_middle(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args)
+
+    monkeypatch.setattr(predict, "predict", stopped_in_the_middle)
+    done = here(*RUN, *LONGER, cwd=workspace)
+    monkeypatch.undo()
+    assert done.returncode == 143 and b"stopped after 7 steps" in done.stderr, done.stderr
     assert [row["split"] for row in read_log(workspace / "out" / "log.csv")] == ["train"] * 7
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)
     assert_same_run(workspace / "out", unbroken)
@@ -72,10 +90,6 @@ def test_two_runs_in_one_folder_are_kept_apart_and_a_second_ctrl_c_ends_at_once(
     assert process.returncode == 130
     step = checkpoint.load(workspace / "out" / "last.pt")[1]["progress"]["step"]
     succeed(*RUN, "--init_from=resume", "--epochs=1000", f"--max_steps={step + 1}", cwd=workspace)
-
-
-# -----------------------------------------------------------------------------
-# what a run says of itself
 
 
 def test_a_run_records_what_its_result_hangs_on(workspace):
@@ -96,10 +110,6 @@ def test_a_run_records_what_its_result_hangs_on(workspace):
     checksum = run["best"].pop("sha256")  # of best.pt, which cannot hold its own
     assert checksum == file_sha256(workspace / "out" / "best.pt")
     assert shown == {key: value for key, value in run.items() if key != "ended"}
-
-
-# -----------------------------------------------------------------------------
-# a long run
 
 
 def test_memory_stays_flat_over_many_steps(workspace):

@@ -29,7 +29,7 @@ n_embd = 128  # width, for init_from=scratch
 # optimization
 epochs = 20  # passes over the training data
 max_steps = 0  # end after so many optimizer steps; 0: after the last epoch
-batch_size = 64  # sequences in memory at once, if all had block_size tokens
+batch_size = 64  # sequences of block_size tokens in memory at once, unless token_budget or a GPU decides
 gradient_accumulation_steps = 32  # an optimizer step averages over batch_size times so many examples
 token_budget = 0  # tokens in memory at once; 0: batch_size * block_size, or what fits into a GPU's free memory
 learning_rate = 5e-5  # AdamW's, after the warm-up
@@ -52,7 +52,7 @@ wandb_log = False  # also log to Weights & Biases (pip install wandb)
 wandb_project = "finetune-gpt2"  # its project
 wandb_run_name = ""  # its name for the run; empty: out_dir
 # machine
-seed = 1337  # of a new head, the order of the examples and the dropout masks
+seed = 1337  # of new weights, the order of the examples and the dropout masks
 deterministic = False  # the same bits in every run on a GPU; slower (on a CPU they are always the same)
 device = "auto"  # cuda, mps or cpu; auto uses the first that works
 dtype = "auto"  # of matrix products: float32, bfloat16 or float16; auto uses what is fast on the hardware
@@ -92,7 +92,7 @@ from model import casting
 
 SECONDS_BETWEEN_SAVES = 60  # of last.pt, with save_interval=0
 SECONDS_BETWEEN_LINES = 5  # of progress, where no terminal shows a bar
-HOPELESS = 20  # steps skipped in float16, from the first one on
+MOST_SKIPPED_AT_START = 20  # steps without a finite gradient in float16, before the run gives up
 
 # -----------------------------------------------------------------------------
 # the mathematics
@@ -118,7 +118,7 @@ def optimizer_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 def seed_dropout(step: int) -> None:
-    """Make a step's dropout masks depend only on seed, step and process, so that a resumed run draws the same ones."""
+    """Seed a step's dropout masks by seed, step and process, so that a resumed run draws the same ones."""
     entropy = [seed, step, distributed.rank()]
     torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1, np.uint64).item())
 
@@ -126,7 +126,7 @@ def seed_dropout(step: int) -> None:
 def accumulate_gradient(
     net: nn.Module,
     scaler: GradScaler,
-    step: batches.Step,
+    batch: batches.Step,
     torch_dtype: torch.dtype,
     weight_of_class: np.ndarray | None = None,
     after_micro_batch: Callable[[int], None] = lambda examples: None,
@@ -137,14 +137,14 @@ def accumulate_gradient(
     float64 (K,), is what an example of each class counts in the mean. after_micro_batch gets its number of examples.
     """
     net.train()
-    total_loss = torch.zeros((), device=step.micro_batches[0][1].device)
-    weights, total_weight = None, len(step.labels)
+    total_loss = torch.zeros((), device=batch.micro_batches[0][1].device)
+    weights, total_weight = None, len(batch.labels)
     if weight_of_class is not None:
         weights = torch.tensor(weight_of_class, dtype=torch.float32, device=total_loss.device)
-        total_weight = float(weight_of_class[step.labels].sum())
+        total_weight = float(weight_of_class[batch.labels].sum())
     with casting(net, torch_dtype):
-        for number, (inputs, labels) in enumerate(step.micro_batches, start=1):
-            with distributed.reducing(net, is_last=number == len(step.micro_batches)):
+        for number, (inputs, labels) in enumerate(batch.micro_batches, start=1):
+            with distributed.reducing(net, is_last=number == len(batch.micro_batches)):
                 # sum, then divide by the step's total weight: the same mean for any cut into micro-batches
                 loss = F.cross_entropy(net(inputs), labels, weights, reduction="sum") * (1 / total_weight)
                 # DistributedDataParallel divides by the number of processes
@@ -170,7 +170,7 @@ def update(
         raise UserError(f"the loss is {loss} and the gradient's norm {norm}, so the step was not taken: {how}")
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=False)
+    optimizer.zero_grad(set_to_none=False)  # on a CPU sparse gradients are added to dense ones, which stay
     return loss, norm
 
 
@@ -185,14 +185,15 @@ def evaluate(net: nn.Module, dev_set: batches.Texts | batches.Features, torch_dt
 
 
 def is_regular(step: int, steps_per_epoch: int) -> bool:
-    """Return whether a run evaluates after this step wherever it ends: at every eval_interval and at an epoch's end."""
+    """Return whether an evaluation is scheduled after this step: at every eval_interval and at an epoch's end."""
     return step % steps_per_epoch % (eval_interval or steps_per_epoch) == 0
 
 
 def is_better(new: dict[str, Any], best: dict[str, Any], steps_per_epoch: int) -> bool:
     """Return whether an evaluation is better than the best so far ({}: none): by best_by, then by loss.
 
-    One that only max_steps has caused counts until there is another: a resumed run must end as if it never stopped.
+    One that is not scheduled, at an end by max_steps, counts only until there is another: so a resumed run ends like
+    one that never stopped.
     """
     if not best or not is_regular(best["step"], steps_per_epoch):
         return True
@@ -203,9 +204,9 @@ def is_better(new: dict[str, Any], best: dict[str, Any], steps_per_epoch: int) -
 # a run
 
 
-def train(holding: ExitStack) -> None:
-    """Set up a run, new or resumed, and train, as the only process or as one of several; `holding` frees out_dir."""
-    out, last, best = Path(out_dir), Path(out_dir, "last.pt"), Path(out_dir, "best.pt")
+def train(stack: ExitStack) -> None:
+    """Set up a run, new or resumed, and train, as one of several processes or the only one (stack: out_dir's lock)."""
+    out, last_path, best_path = Path(out_dir), Path(out_dir, "last.pt"), Path(out_dir, "best.pt")
     is_first = distributed.rank() == 0  # only the first process writes
     is_resumed = init_from == "resume"
 
@@ -215,15 +216,15 @@ def train(holding: ExitStack) -> None:
     refuse_other_masks(torch_device, activation_checkpointing, dropout)
     data, train_split, dev_split = start.load_data(settings)
     if is_resumed:
-        if not last.is_file():
-            raise UserError(f"there is no {last} to resume: leave out --init_from=resume to begin a run")
-        held = holding.enter_context(files.hold(out)) if is_first else None
-        model, saved = checkpoint.load_to_resume(last, settings, data["files"])
+        if not last_path.is_file():
+            raise UserError(f"there is no {last_path} to resume: leave out --init_from=resume to begin a run")
+        held = stack.enter_context(files.hold(out)) if is_first else None
+        model, saved = checkpoint.load_to_resume(last_path, settings, data["files"])
     else:
         if is_first and not overwrite:
             start.refuse_other_run(out)
         model, saved = start.new_model(settings, data["label_names"]), {}
-        held = holding.enter_context(files.hold(out)) if is_first else None
+        held = stack.enter_context(files.hold(out)) if is_first else None
     start.freeze_all_but_last(model, trainable_blocks)
     model.activation_checkpointing = activation_checkpointing
     model.to(torch_device)
@@ -238,7 +239,8 @@ def train(holding: ExitStack) -> None:
         print("compile: the first steps wait for the compiler")
         compile_blocks(model)
 
-    # tokens in memory at once, a micro-batch's size: no result depends on it, and out of memory it is halved
+    # tokens in memory at once, a micro-batch's size: the dropout masks depend on it, but not the gradient that they are
+    # drawn for; it is halved when memory runs out
     micro_batch_tokens = token_budget or batch_size * block_size
     if torch_device.type == "cuda" and not token_budget and not deterministic:
         micro_batch_tokens = batches.token_budget_for(model, torch_dtype, batches.free_memory())
@@ -250,19 +252,19 @@ def train(holding: ExitStack) -> None:
     scaler = GradScaler(torch_device.type, init_scale=2**12, enabled=torch_dtype == torch.float16)
     state = SimpleNamespace(step=0, seconds=0.0, token_budget=micro_batch_tokens, skipped=0, best={})
     if is_resumed:
-        checkpoint.load_training_state(optimizer, scaler, saved, last)
+        checkpoint.load_training_state(optimizer, scaler, saved, last_path)
         state.step, state.seconds = saved["progress"]["step"], saved["progress"]["seconds"]
         state.skipped = saved["progress"].get("skipped", 0)
-        state.best = checkpoint.best_evaluation(best, saved)
+        state.best = checkpoint.best_evaluation(best_path, saved)
         facts = {name: fact for name, fact in saved["run"].items() if name != "best"}
         facts["settings"] |= {name: getattr(settings, name) for name in MAY_CHANGE - {"init_from", "new_head"}}
     else:
         facts = record.run_facts(settings, data, model, f"{torch_device} ({why_device})", dtype_name)
     facts["processes"] = distributed.size()
-    del saved  # a GPU has copies
-    same = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
-    same |= {"data": data["files"], "step of last.pt": state.step, "step of best.pt": state.best.get("step")}
-    distributed.refuse_differences(same)
+    del saved  # the model and the optimizer have its tensors, or copies on a GPU
+    must_agree = {name: value for name, value in vars(settings).items() if name not in ARE_LOCAL}
+    must_agree |= {"data": data["files"], "step of last.pt": state.step, "step of best.pt": state.best.get("step")}
+    distributed.refuse_differences(must_agree)
 
     # what is trained: the model on texts, or the head alone on features that are computed once
     start.print_job(settings, model, train_split, dev_split)
@@ -300,7 +302,7 @@ def train(holding: ExitStack) -> None:
         files.check_held(out, held)
         parts = {"data": data, "settings": dict(vars(settings)), "run": facts | {"best": state.best}}
         parts["progress"] = vars(state) | {"epoch": state.step / steps_per_epoch}
-        if path == last:
+        if path == last_path:
             record.to_disk(log)  # first: it must not have fewer steps than last.pt
             parts |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         checkpoint.save(path, model, **parts)
@@ -316,10 +318,10 @@ def train(holding: ExitStack) -> None:
         how = "raise epochs or max_steps to train longer"
         if lr_schedule == "cosine" and first_step == all_steps:
             how = "its cosine has ended, so begin a new run to train longer"
-        tell(f"note: {last} is at step {first_step} of {last_step} already: {how}")
+        tell(f"note: {last_path} is at step {first_step} of {last_step} already: {how}")
     batch = batch_of(first_step)
-    whole, done, is_shown = examples_before(last_step), examples_before(first_step), is_first and sys.stderr.isatty()
-    bar = tqdm(total=whole, initial=done, unit="ex", dynamic_ncols=True, disable=not is_shown)
+    is_shown, seen = is_first and sys.stderr.isatty(), examples_before(first_step)
+    bar = tqdm(total=examples_before(last_step), initial=seen, unit="ex", dynamic_ncols=True, disable=not is_shown)
     evaluated, saved_step, saved_at, line_at = 0, first_step, time.monotonic(), 0.0
     started_at = saved_at - state.seconds
     with stop.listening(is_first):
@@ -353,10 +355,12 @@ def train(holding: ExitStack) -> None:
                 if save_interval:
                     is_time = state.step % save_interval == 0
                 if is_best or (state.step > saved_step and (is_end or is_time)):
-                    save(last)
+                    save(last_path)
                     saved_step, saved_at = state.step, time.monotonic()
-                if is_best:  # a run that is killed before this evaluates again when it is resumed, and gets here again
-                    save(best)
+                if (
+                    is_best
+                ):  # if the run is killed before this line, resuming repeats the evaluation and gets here again
+                    save(best_path)
                     if is_first:
                         record.draw(out, state.best["step"], reference_accuracy)
                 if is_end:
@@ -379,7 +383,7 @@ def train(holding: ExitStack) -> None:
                     optimizer.zero_grad(set_to_none=False)
                     batch = batch_of(state.step)
                     continue
-                examples = len(batch.labels)
+                num_examples = len(batch.labels)
                 batch = batch_of(state.step + 1)  # while the device computes
 
                 # update
@@ -390,12 +394,12 @@ def train(holding: ExitStack) -> None:
                     log = record.open_log(out, facts, first_step)
                 if not math.isfinite(grad_norm):
                     state.skipped += 1
-                    if state.skipped == state.step and state.step in (HOPELESS, last_step):
+                    if state.skipped == state.step and state.step in (MOST_SKIPPED_AT_START, last_step):
                         raise UserError(f"no gradient of {state.step} steps was finite in float16: try dtype=float32")
 
                 # log and progress: a bar, or without a terminal a line now and then
                 now = time.monotonic()
-                state.seconds, speed = now - started_at, examples / (now - began_at)
+                state.seconds, speed = now - started_at, num_examples / (now - began_at)
                 row = {"step": state.step, "epoch": state.step / steps_per_epoch, "split": "train", "loss": loss}
                 row |= {"learning_rate": rate, "grad_norm": grad_norm, "examples_per_second": speed}
                 record.write_row(log, trackers, row | {"seconds": state.seconds})
@@ -413,16 +417,16 @@ def train(holding: ExitStack) -> None:
             if is_first:
                 files.check_held(out, held)
                 record.draw(out, state.best["step"], reference_accuracy)
-                best_facts = state.best | {"sha256": files.file_sha256(best)}
+                best_facts = state.best | {"sha256": files.file_sha256(best_path)}
                 files.write_json(out / "run.json", facts | {"best": best_facts, "ended": record.now()})
             print(f"best: {record.describe(state.best)}")
-            if init_from == "scratch":
+            if facts["settings"]["init_from"] == "scratch":
                 wrong = 1 - state.best["accuracy"]
                 print(f"note: a small model without GPT-2's weights is a toy: wrong on {wrong:.0%} of the dev set")
             if state.skipped:
                 print(f"skipped: {state.skipped} of {state.step} steps, whose gradient was not finite in float16")
             print(f"wall time {timedelta(seconds=round(state.seconds))}; the results are in {out}{os.sep}")
-            print(f"next: python evaluate.py --ckpt {best}", flush=True)
+            print(f"next: python evaluate.py --ckpt {best_path}", flush=True)
         except (stop.Stopped, UserError, OSError, RuntimeError) as error:
             bar.close()
             is_lost = distributed.is_lost_peer(error)  # another process has ended
@@ -430,8 +434,8 @@ def train(holding: ExitStack) -> None:
             if is_bug or not is_first or not files.is_held(out, held):
                 raise
             if log and (stop.requested or is_lost):
-                save(last)
-            how = record.how_to_resume(state.step, last, log)
+                save(last_path)
+            how = record.how_to_resume(state.step, last_path, log)
             if not stop.requested and not is_lost:
                 reason = errors.explain(error) if isinstance(error, OSError) else error
                 raise UserError(f"{reason}; {how}") from None
@@ -443,9 +447,9 @@ def train(holding: ExitStack) -> None:
 
 
 def main() -> None:
-    """Train, and let go of out_dir and the other processes in the end."""
-    with distributed.joined(device), ExitStack() as holding:
-        train(holding)
+    """Train, then release out_dir and leave the other processes."""
+    with distributed.joined(device), ExitStack() as stack:
+        train(stack)
 
 
 if __name__ == "__main__":

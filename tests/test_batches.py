@@ -47,6 +47,25 @@ def test_what_exceeds_the_budget_makes_a_micro_batch_of_its_own(budget, is_packe
     assert [batch.tolist() for batch in cut] == [[2], [1], [0]]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(20, 60), st.integers(0, 60))
+def test_no_other_cut_of_the_sorted_examples_costs_less(lengths, budget, floor):
+    lengths = np.array(lengths)
+    ordered = sorted(lengths.tolist(), reverse=True)
+
+    def cost(longest: int, count: int) -> int:
+        return max(longest * count, min(floor, budget))
+
+    def least(start: int) -> int:
+        """The cost of the best cut from here on, by trying all."""
+        ends = [end for end in range(start + 1, len(ordered) + 1) if ordered[start] * (end - start) <= budget]
+        return min((cost(ordered[start], end - start) + least(end) for end in ends), default=0)
+
+    with mock.patch("classifier.training.batches.FLOOR", floor):
+        cut = cut_into_micro_batches(np.arange(len(lengths)), lengths, budget, is_packed=False)
+    assert sum(cost(int(lengths[batch].max()), len(batch)) for batch in cut) == least(0)
+
+
 @pytest.mark.parametrize("task, config", [("sst", (64, 64, 2048)), ("cfimdb", (512, 8, 512))])
 def test_little_of_an_epoch_is_padding(tsv_dir, tmp_path, task, config):
     block_size, batch_size, step_size = config

@@ -1,6 +1,5 @@
 """The temperature is the likeliest, by a search and by scikit-learn; the calibrated checkpoint, and what is refused."""
 
-import csv
 import json
 import shutil
 
@@ -115,14 +114,11 @@ def over_confident(model: GPT, folder: str, meta: dict) -> GPT:
     return model
 
 
-def predictions(place, *ckpt) -> np.ndarray:
+def predictions(place, ckpt: str) -> np.ndarray:
     """Label, prediction and probabilities of each dev example: (240, 4)."""
-    succeed(*EVALUATE, *ckpt, "--predictions=p.csv", "--overwrite", cwd=place)
-    with open(place / "p.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    numbers = {"negative": 0, "positive": 1}
-    labels = [[numbers[row["label"]], numbers[row["prediction"]]] for row in rows]
-    return np.hstack([labels, [[float(row["p_negative"]), float(row["p_positive"])] for row in rows]])
+    dev = load_split(place / "data" / "sample", "dev")
+    probabilities = Classifier.load(place / ckpt, dtype="float32").logits(dev).softmax(-1).numpy()
+    return np.column_stack([dev.labels, probabilities.argmax(1), probabilities])
 
 
 def test_the_calibrated_checkpoint_is_the_same_but_for_its_head(place):

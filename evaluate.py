@@ -205,6 +205,9 @@ def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
     columns, reasons = choose_columns(table, named, ["text"], ["label"], first.text_columns)
     for line in (f"columns: {reasons}", *table.notes):
         errors.tell(line)
+    trained_on = [name.strip().lower() for name in first.text_columns]
+    if len(trained_on) > 1 and [name.strip().lower() for name in columns["text"]] != trained_on:
+        errors.tell(f"note: the model was trained on {' + '.join(first.text_columns)}, in this order: other answers")
     found = report.answer_table(classifiers, table, columns["text"], arguments.predictions)
     is_answered = ~found[:, 0].isnan().numpy()
     print(f"wrote {arguments.predictions} (rows: {len(found):,}, without a text: {(~is_answered).sum():,})")

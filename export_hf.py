@@ -66,7 +66,10 @@ def check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a new folder")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
-    if others := sorted(found - FILES):
+    others = sorted(found - FILES)
+    if found and not found >= {"config.json", "model.safetensors"}:  # no export, whatever its names
+        others = sorted(found)
+    if others:
         raise UserError(f"--out {out} contains other files ({', '.join(others[:3])}): name a new folder")
     if found and not overwrite:
         raise UserError(f"{out} contains an exported model: name another folder, or add --overwrite to replace it")

@@ -220,12 +220,13 @@ def train(stack: ExitStack) -> None:
             raise UserError(f"there is no {last_path} to resume: leave out --init_from=resume to begin a run")
         held = stack.enter_context(files.hold(out)) if is_first else None
         model, saved = checkpoint.load_to_resume(last_path, settings, data["files"])
+        start.freeze_all_but_last(model, trainable_blocks)
     else:
         if is_first and not overwrite:
             start.refuse_other_run(out)
         model, saved = start.new_model(settings, data["label_names"]), {}
+        start.freeze_all_but_last(model, trainable_blocks)
         held = stack.enter_context(files.hold(out)) if is_first else None
-    start.freeze_all_but_last(model, trainable_blocks)
     model.activation_checkpointing = activation_checkpointing
     model.to(torch_device)
 
@@ -312,9 +313,13 @@ def train(stack: ExitStack) -> None:
         stop.check()
 
     first_step = state.step
+    if first_step > last_step:
+        raise UserError(
+            f"{last_path} is at step {first_step}, beyond the last step {last_step}: raise epochs or max_steps"
+        )
     trackers = record.open_trackers(settings, facts) if is_first else []
     log = record.open_log(out, facts, first_step) if is_first and is_resumed else None
-    if is_resumed and first_step >= last_step:
+    if is_resumed and first_step == last_step:
         how = "raise epochs or max_steps to train longer"
         if lr_schedule == "cosine" and first_step == all_steps:
             how = "its cosine has ended, so begin a new run to train longer"

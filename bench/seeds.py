@@ -70,8 +70,10 @@ def seed_folders(job: Path) -> list[Path]:
         raise UserError(f"{job} has no folders seed-N, each the out_dir of a run of finetune.py")
     folders.sort(key=lambda path: int(path.name.removeprefix("seed-")))
     first = ended_run(folders[0])
-    for folder in folders[1:]:
+    for folder in folders:
         run = ended_run(folder)
+        if folder.name != f"seed-{run['seed']}":
+            raise UserError(f"{folder} is a run with seed {run['seed']}: rename it, or run it with --seed=N again")
         unlike = differences(first["settings"], run["settings"], FREE)
         if run["data"]["files"] != first["data"]["files"]:
             unlike = "they were trained on different data"

@@ -131,7 +131,10 @@ def is_held(folder: Path, held: os.stat_result) -> bool:
 def check_held(folder: Path, held: os.stat_result) -> None:
     """Raise a UserError if a folder is no longer the one that is being held: another run may have its place."""
     if not is_held(folder, held):
-        raise UserError(f"{folder} was removed or replaced, so the run has stopped: nothing is written there")
+        raise UserError(
+            f"{folder} was removed or replaced, so the run has stopped and writes nothing there; if it was renamed, "
+            "resume with --out_dir=NEW"
+        )
 
 
 def refuse_irregular(path: Path) -> None:

@@ -55,7 +55,9 @@ def load_gpt2(
             other classes.
     """
     path = Path(name_or_path).expanduser()
-    read = read_file_of_model if path.is_file() or path.suffix == ".pt" else read_folder
+    if path.suffix == ".pt" and not path.is_file():
+        raise UserError(f"init_from: there is no checkpoint {name_or_path}: name a .pt file that is there")
+    read = read_file_of_model if path.is_file() else read_folder
     theirs, weights = read(name_or_path)
     config = read_config(name_or_path, theirs, num_classes, dropout, block_size)
     if new_head:

@@ -74,6 +74,9 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     save(place / "best.pt", random_model(3), data | {"leading_space": False})
     printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
     assert "\ncolumns: texts in 'key' + 'text' (as in training), labels in 'label' (by its" in printed
+    turned = ["--file=new.csv", "--text_column", "text", "key", *ANSWERS, "turned.csv"]
+    other_order = " ".join(succeed("evaluate.py", *turned, cwd=place).split())
+    assert "note: the model was trained on Key + text, in this order" in other_order and "note: the m" not in printed
     whole = log_probabilities(
         [Classifier.load(place / "best.pt", "cpu", "float32")], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]
     ).argmax(1)

@@ -236,10 +236,13 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     words = ["export_hf.py", "--ckpt=out/best.pt", "--out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")  # one of our names makes no export
     problems = {"file": "--out file is a file", "out": "out contains other files (best.pt): name a new folder"}
+    problems["mine"] = "mine contains other files (README.md): name a new folder"
     for out, message in (problems | {"nowhere/hf": "cannot write nowhere/hf: No such file or directory"}).items():
         assert message in refuse(*words, out, "--overwrite", cwd=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "mine", "out"]
     succeed(*words, "empty", cwd=tmp_path)
     before = visible(tmp_path / "empty")
     assert {path.stat().st_mode for path in (tmp_path / "empty").iterdir()} == {(tmp_path / "file").stat().st_mode}

@@ -327,7 +327,7 @@ def test_another_runs_checkpoints_are_not_replaced_unless_asked(workspace):
     [
         (["--n_layer=2000000"], "n_layer must be a whole number from 1 to 1000, not 2000000"),
         (["--learning_rate=1e300", "--max_steps=1"], "the model's output is NaN or infinite"),
-        (["--trainable_blocks=3"], "trainable_blocks=3, but the model has 2 blocks"),
+        (["--trainable_blocks=3"], "trainable_blocks=3 is more than the model has: set 2 or less"),
         (["--out_dir=data/sample/train.tsv"], "cannot write into data/sample/train.tsv: File exists"),
     ],
 )
@@ -441,6 +441,8 @@ def test_a_run_that_has_ended_says_how_to_train_longer(workspace):
         before = visible(workspace / schedule)
         printed = " ".join(succeed(*words, "--init_from=resume", cwd=workspace).split())
         assert f"note: {schedule}/last.pt is at step 7 of 7 already: {how}" in printed
+        message = refuse(*words, "--max_steps=3", "--init_from=resume", cwd=workspace)
+        assert "last.pt is at step 7, beyond the last step 3: raise epochs or max_steps" in message
         after = visible(workspace / schedule)
         assert all(after[name] == before[name] for name in ("last.pt", "best.pt")) and after.keys() == before.keys()
 
@@ -502,7 +504,8 @@ def test_training_goes_on_from_a_checkpoint_with_its_head_or_a_new_one(workspace
     assert 0.005 < fresh.head.weight.std() < 0.05 and fresh.head.bias.abs().max() < 1e-6
     message = refuse(*more, "--out_dir=x", "--block_size=33", cwd=workspace)
     assert "block_size 33 is more than out/best.pt's 32 positions: try --block_size=32" in message
-    assert "none.pt: No such file" in refuse(*more, "--init_from=none.pt", "--out_dir=x", cwd=workspace)
+    message = refuse(*more, "--init_from=none.pt", "--out_dir=x", cwd=workspace)
+    assert "init_from: there is no checkpoint none.pt" in message
     # a task of other classes takes the trunk alone
     rows = "".join(f"{number}\tsentence {number}\t{number % 3}\n" for number in range(60))
     (workspace / "three.tsv").write_text("id\tsentence\tsentiment\n" + rows)

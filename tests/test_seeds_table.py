@@ -56,6 +56,9 @@ def test_runs_of_another_dev_set_or_none_or_that_have_not_ended_are_refused(work
         message = refuse("bench/seeds.py", "out", cwd=workspace)
         assert f"out/seed-3 and out/seed-2 cannot have one mean: {unlike}" in message
     shutil.rmtree(workspace / "out" / "seed-3")
+    shutil.copytree(workspace / "out" / "seed-2", workspace / "out" / "seed-4")  # the same run twice
+    assert "out/seed-4 is a run with seed 2: rename it" in refuse("bench/seeds.py", "out", cwd=workspace)
+    shutil.rmtree(workspace / "out" / "seed-4")
     sample = workspace / "data" / "sample"
     dev = (sample / "dev.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     (sample / "dev.tsv").write_text("".join(dev[:-1]), encoding="utf-8")

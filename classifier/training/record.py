@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from classifier import distributed
-from classifier.errors import UserError
+from classifier.errors import UserError, tell
 from classifier.files import write_json, written_whole
 from classifier.training.start import initial_weights
 
@@ -42,6 +42,8 @@ def open_log(out: Path, facts: dict[str, Any], step: int) -> IO[str]:
         for name in ("last.pt", "best.pt", "curves.png"):  # last.pt first, since best.pt alone cannot be resumed
             (out / name).unlink(missing_ok=True)
     write_json(out / "run.json", facts)
+    if step and not path.is_file():
+        tell(f"note: {path} is missing, and with it the rows and curves up to step {step}")
     if step and path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
         rows = [line.split(",") for line in text.split("\n")[1:-1]]  # a killed run may have left half a line

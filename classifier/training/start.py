@@ -95,7 +95,7 @@ def start_head_from(model: GPT, words: list[int]) -> None:
 def freeze_all_but_last(model: GPT, blocks: int) -> None:
     """Train only the last so many blocks, the final LayerNorm and the head; 0: the head alone, -1: everything."""
     if blocks > model.config.n_layer:
-        raise UserError(f"trainable_blocks={blocks}, but the model has {model.config.n_layer} blocks")
+        raise UserError(f"trainable_blocks={blocks} is more than the model has: set {model.config.n_layer} or less")
     if blocks >= 0:
         model.requires_grad_(False)
         model.head.requires_grad_(True)

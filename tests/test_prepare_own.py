@@ -331,7 +331,7 @@ def test_somebody_elses_folder_and_a_config_that_is_no_file_are_left_alone(run):
         run("--train", "a.tsv", "--dev", "a.tsv")
     assert Path("data/x/train.bin").read_text() == "nanoGPT's"
     Path("config/finetune_y.py").mkdir(parents=True)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="something other than a file is there"):
         run("--train", "a.tsv", "--dev", "a.tsv", name="y")
     assert not Path("data/y").exists()
 

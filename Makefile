@@ -5,7 +5,7 @@ PY := .venv/bin/python
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | expand -t 10
 
-demo: .venv/ready ## smoke run on a CPU: prepare the sample, train a small GPT on it, evaluate
+demo: .venv/ready ## a toy on a CPU: prepare the sample, train a small GPT from scratch, evaluate it
 	$(PY) prepare_own.py --train data/sample/train.tsv --dev data/sample/dev.tsv --labels negative positive --name sample
 	$(PY) finetune.py config/finetune_sample.py --overwrite=True
 	$(PY) evaluate.py --ckpt out-sample/best.pt

@@ -392,7 +392,7 @@ def train(stack: ExitStack) -> None:
                 batch = batch_of(state.step + 1)  # while the device computes
 
                 # update
-                loss, grad_norm = update(model, optimizer, scaler, distributed.total(loss), grad_clip)
+                loss, grad_norm = update(model, optimizer, scaler, distributed.sum_over_processes(loss), grad_clip)
                 state.step += 1
                 if log is None and is_first:  # not earlier: a run that fails at once must leave the old files alone
                     files.check_held(out, held)

@@ -1,1 +1,1 @@
-"""What the scripts share: the ground here, and above it three rooms, data, training and answers, in this order."""
+"""What the scripts share: these modules, and the subpackages data, training and answers."""

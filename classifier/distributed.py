@@ -94,7 +94,7 @@ def reducing(net: nn.Module, is_last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def total(tensor: Tensor) -> Tensor:
+def sum_over_processes(tensor: Tensor) -> Tensor:
     """Return the sum of all processes' tensors."""
     if size() > 1:
         dist.all_reduce(tensor)

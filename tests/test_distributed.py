@@ -57,7 +57,7 @@ def gradients(seed: int) -> list[dict]:
         indices = np.random.default_rng(0).permutation(60)[:examples]
         # no two machines hold as many tokens: what each cuts must not change how often they talk to each other
         step = collate(texts, indices, budget // (1 + distributed.rank()))
-        loss = distributed.total(accumulate_gradient(replica, NO_SCALER, step, torch.float32))
+        loss = distributed.sum_over_processes(accumulate_gradient(replica, NO_SCALER, step, torch.float32))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
         mine = distributed.share(indices, lengths)
         result = {"gradient": gradient, "loss": loss, "logits": predict(model, texts, torch.float32)}

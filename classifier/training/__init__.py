@@ -1,1 +1,1 @@
-"""What finetune.py does beside the mathematics: micro-batches, where a run stands, what it writes, prints and obeys."""
+"""What finetune.py calls: micro-batches, predictions, the start of a run, its record and curves, the stop flag."""

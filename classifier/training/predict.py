@@ -59,7 +59,7 @@ def predict(
     whole = outputs.new_zeros(len(examples), outputs.shape[1])
     whole.index_copy_(0, torch.from_numpy(np.concatenate(order)), outputs)
     if is_shared:
-        whole = distributed.total(whole)
+        whole = distributed.sum_over_processes(whole)
     if not whole.isfinite().all():
         raise UserError("the model's output is NaN or infinite: train again with a lower learning_rate")
     return whole

@@ -53,7 +53,7 @@ def same_state(a: dict, b: dict) -> bool:
 
 
 def timeless(facts: dict) -> dict:
-    """What a run tells of itself, without its times and what hangs on them."""
+    """What a run tells of itself, without its times and what depends on them."""
     kept = {key: value for key, value in facts.items() if key not in TIMES}
     return {key: timeless(value) if isinstance(value, dict) else value for key, value in kept.items()}
 

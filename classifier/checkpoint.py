@@ -103,8 +103,10 @@ def load_training_state(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: Path
 ) -> None:
     """Put a checkpoint's moments into AdamW, which keeps the run's own settings, and its scale into the scaler."""
-    state = {"param_groups": optimizer.state_dict()["param_groups"]}
+    state = optimizer.state_dict()
     try:
+        for group, before in zip(state["param_groups"], saved["optimizer"]["param_groups"], strict=True):
+            group["lr"] = before["lr"]  # until the next step sets it: a run may save before it takes one
         optimizer.load_state_dict(state | {"state": saved["optimizer"]["state"]})
         scaler.load_state_dict(saved["scaler"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import REPO, refuse, succeed, visible
-from runs import RUN, assert_same_run, read_log
+from runs import RUN, assert_same_run, read_log, same_state
 
 import finetune
 from classifier import checkpoint
@@ -55,9 +55,11 @@ def test_run_json_tells_of_the_best_pt_that_is_there(workspace, scripted):
     first = (out / "best.pt").read_bytes()
     succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
     # a kill between last.pt and best.pt leaves an older one or none: the evaluation is repeated, and best.pt written
+    optimizer = checkpoint.load(out / "last.pt")[1]["optimizer"]
     for leave in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
         leave()
         printed = succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
+        assert same_state(checkpoint.load(out / "last.pt")[1]["optimizer"], optimizer)  # written again, without a step
         assert "epoch 2: dev accuracy 0.700" in printed and "is missing" not in printed
         assert_true(out, epoch=2)
     succeed(*RUN, "--epochs=3", "--init_from=resume", cwd=workspace)

@@ -50,25 +50,25 @@ def assert_true(out, epoch: int) -> None:
 
 
 def test_run_json_tells_of_the_best_pt_that_is_there(workspace, scripted):
-    out = workspace / "out"
-    succeed(*RUN, "--epochs=1", cwd=workspace)
+    out, words = workspace / "out", [*RUN, "--learning_rate=2e-3"]  # not AdamW's default
+    succeed(*words, "--epochs=1", cwd=workspace)
     first = (out / "best.pt").read_bytes()
-    succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
+    succeed(*words, "--epochs=2", "--init_from=resume", cwd=workspace)
     # a kill between last.pt and best.pt leaves an older one or none: the evaluation is repeated, and best.pt written
     optimizer = checkpoint.load(out / "last.pt")[1]["optimizer"]
     for leave in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
         leave()
-        printed = succeed(*RUN, "--epochs=2", "--init_from=resume", cwd=workspace)
+        printed = succeed(*words, "--epochs=2", "--init_from=resume", cwd=workspace)
         assert same_state(checkpoint.load(out / "last.pt")[1]["optimizer"], optimizer)  # written again, without a step
         assert "epoch 2: dev accuracy 0.700" in printed and "is missing" not in printed
         assert_true(out, epoch=2)
-    succeed(*RUN, "--epochs=3", "--init_from=resume", cwd=workspace)
+    succeed(*words, "--epochs=3", "--init_from=resume", cwd=workspace)
     # later on an older one, as from a backup, or none: the best is what is left
     saved = visible(out)
     for leave in (lambda: (out / "best.pt").write_bytes(first), lambda: (out / "best.pt").unlink()):
         (out / "last.pt").write_bytes(saved["last.pt"])
         leave()
-        printed = succeed(*RUN, "--epochs=3", "--init_from=resume", cwd=workspace)
+        printed = succeed(*words, "--epochs=3", "--init_from=resume", cwd=workspace)
         assert_true(out, epoch=3)
     assert "note: out/best.pt is missing, and with it the best weights so far" in printed
 

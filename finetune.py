@@ -433,7 +433,10 @@ def train(stack: ExitStack) -> None:
             print(f"wall time {timedelta(seconds=round(state.seconds))}; the results are in {out}{os.sep}")
             print(f"next: python evaluate.py --ckpt {best_path}", flush=True)
         except (stop.Stopped, UserError, OSError, RuntimeError) as error:
-            bar.close()
+            if isinstance(error, OSError) and not stop.requested:
+                time.sleep(0.1)  # a closed terminal's SIGHUP may come a moment after it cannot be written to
+            with suppress(OSError):
+                bar.close()
             is_lost = distributed.is_lost_peer(error)  # another process has ended
             is_bug = isinstance(error, RuntimeError) and not is_lost
             if is_bug or not is_first or not files.is_held(out, held):

@@ -284,7 +284,8 @@ def test_the_card_tells_what_is_known(tmp_path):
     data = {"label_names": NAMES, "examples": {"train": 8544, "dev": 1100}}
     resumed = settings | {"init_from": "resume"}
     found = card(tmp_path, random_model(), data, run=run, settings=resumed)
-    assert (found.data.library_name, found.data.pipeline_tag) == ("transformers", "text-classification")
+    header = found.data.to_dict()
+    assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-classification")
     assert (found.data.base_model, found.data.license) == ("openai-community/gpt2", "mit")
     (measured,) = found.data.eval_results
     assert (measured.dataset_name, measured.dataset_split, measured.metric_value) == ("films", "dev", 0.75)

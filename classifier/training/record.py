@@ -44,10 +44,11 @@ def open_log(out: Path, facts: dict[str, Any], step: int) -> IO[str]:
     write_json(out / "run.json", facts)
     if step and not path.is_file():
         tell(f"note: {path} is missing, and with it the rows and curves up to step {step}")
-    if step and path.is_file():
+    elif step:
         text = path.read_text(encoding="utf-8", errors="replace")
         rows = [line.split(",") for line in text.split("\n")[1:-1]]  # a killed run may have left half a line
-        rows = [row for row in rows if row[0].isdecimal() and len(row[0]) < 16 and len(row) in (9, 10)]
+        rows = [row for row in rows if row[0].isdecimal() and len(row[0]) < 16]
+        rows = [row for row in rows if len(row) in (len(COLUMNS) - 1, len(COLUMNS))]
         rows = [row for row in rows if int(row[0]) < step or (int(row[0]) == step and row[2] == "train")]
         rows = [row + [""] * (len(COLUMNS) - len(row)) for row in rows]  # older logs have no macro_f1
     with written_whole(path, "w") as f:

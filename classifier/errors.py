@@ -1,4 +1,4 @@
-"""Errors for the user: one line on stderr and exit status 1; a traceback only for our own bugs."""
+"""Errors for the user: one message on stderr and exit status 1; a traceback only for our own bugs."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], Result]) -> Result:
-    """Return main(), the body of a script; print what the user can mend as one line on stderr.
+    """Return main(), the body of a script; print what the user can mend as one message on stderr.
 
     Exit status: 1 for a UserError, an OSError, a missing package or exhausted memory; 130 for Ctrl-C.
     """
@@ -83,10 +83,10 @@ def how_to_install(package: str) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr, with the process's number under torchrun, and exit with status 1."""
+    """Print a message on stderr, with the process's number under torchrun, and exit with status 1."""
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "
-    print("error: " + who + printable(" ".join(message.split())), file=sys.stderr)
+    print(wrapped("error: " + who + " ".join(message.split())), file=sys.stderr)
     end(1)
 
 
@@ -106,13 +106,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def wrapped(line: str) -> str:
+    """Return a line, its control characters made visible, wrapped at 80 columns; names and options stay whole."""
+    return textwrap.fill(printable(line), 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def tell(line: str) -> None:
     """Print a note, wrapped at 80 columns."""
-    print(textwrap.fill(printable(line), 80, subsequent_indent="  "))
+    print(wrapped(line))
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser that shows a script's docstring unchanged and reports errors in one line."""
+    """Return a parser that shows a script's docstring unchanged and reports errors as fail does."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (--help shows the options)")
     return parser

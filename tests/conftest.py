@@ -108,12 +108,17 @@ def succeed(*words: object, cwd: Path, run=here, **options) -> str:
 
 
 def refuse(*words: object, cwd: Path, run=here, **options) -> str:
-    """Run a script that must end with one line on stderr and exit status 1; return that line."""
+    """Run a script that must end with one message on stderr and exit status 1; return it on one line."""
     done = run(*words, cwd=cwd, **options)
-    message = done.stderr.decode()
+    message = unwrapped(done.stderr.decode())
     assert done.returncode == 1, (done.returncode, message)
     assert message.count("\n") == 1 and message.startswith("error: "), message
     return message
+
+
+def unwrapped(output: str) -> str:
+    """Return notes and errors without the line ends at which they were wrapped."""
+    return output.replace("\n  ", " ")
 
 
 @pytest.fixture(scope="session")

@@ -35,13 +35,13 @@ def main() -> None:
     check_out(arguments.out, arguments.overwrite)
     classifier = Classifier.load(arguments.ckpt, device="cpu", dtype="float32")
     config, leading_space = classifier.model.config, classifier.saved["data"]["leading_space"]
-    prompt = encode_prompt(classifier.saved["settings"]["prompt"], config.block_size)
+    prompt, keep = encode_prompt(classifier.saved["settings"]["prompt"], config.block_size), classifier.keep
     weights = to_transformers(classifier.model)
     texts = {
         "config.json": json.dumps(model_config(config, classifier.label_names), indent=2),
         "tokenizer.json": build_tokenizer(leading_space, prompt).to_str(),
-        "tokenizer_config.json": json.dumps(tokenizer_config(leading_space, config.block_size), indent=2),
-        "README.md": model_card(classifier, config.block_size - len(prompt)),
+        "tokenizer_config.json": json.dumps(tokenizer_config(leading_space, config.block_size, keep), indent=2),
+        "README.md": model_card(classifier, f"{keep} {config.block_size - len(prompt)}"),
     }
     with folder_written_whole(arguments.out) as folder:
         for name, text in texts.items():
@@ -115,7 +115,7 @@ def build_tokenizer(leading_space: bool, prompt: tuple[int, ...]) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_config(leading_space: bool, block_size: int) -> dict[str, Any]:
+def tokenizer_config(leading_space: bool, block_size: int, keep: str) -> dict[str, Any]:
     """Return the content of tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is; GPT2Tokenizer builds its own
@@ -124,7 +124,7 @@ def tokenizer_config(leading_space: bool, block_size: int) -> dict[str, Any]:
         "split_special_tokens": True,  # "<|endoftext|>" in a text is text
         "pad_token": "<|endoftext|>",
         "padding_side": "right",
-        "truncation_side": "left",  # the last tokens are kept
+        "truncation_side": "left" if keep == "last" else "right",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }

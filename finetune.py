@@ -18,7 +18,8 @@ overwrite = False  # replace another run's checkpoints in out_dir
 # model
 init_from = "gpt2"  # a GPT-2 on the hub, a folder, a .pt file (also nanoGPT's), scratch, or resume (out_dir/last.pt)
 new_head = False  # start with a random head even if init_from has one
-block_size = 64  # longer sequences are truncated to their last block_size tokens
+block_size = 64  # tokens of a sequence; longer ones are truncated
+keep = "last"  # which tokens of a longer sequence are read: the last, or the first ones
 prompt = ""  # text at the end of every sequence, such as a question; it is never truncated
 label_words = []  # one single-token word per class, as --label_words=bad,good: the head starts as their embeddings
 trainable_blocks = -1  # train only the last so many blocks and the head; 0: the head alone, -1: everything
@@ -268,7 +269,7 @@ def train(stack: ExitStack) -> None:
     distributed.refuse_differences(must_agree)
 
     # what is trained: the model on texts, or the head alone on features that are computed once
-    start.print_job(settings, model, train_split, dev_split)
+    start.print_job(settings, data, model, train_split, dev_split)
     net = model
     train_set, dev_set = (batches.Texts(split, model, is_compiled=compile) for split in (train_split, dev_split))
     if trainable_blocks == 0:
@@ -285,6 +286,8 @@ def train(stack: ExitStack) -> None:
     steps_per_epoch = math.ceil(len(train_set) / step_size)
     all_steps = epochs * steps_per_epoch
     last_step = min(all_steps, max_steps or all_steps)
+    if not is_resumed:
+        start.tell_what_teaches_little(settings, last_step)
 
     def examples_before(step: int) -> int:
         epoch, number = divmod(step, steps_per_epoch)
@@ -384,7 +387,7 @@ def train(stack: ExitStack) -> None:
                         raise
                     loss = None
                 if loss is None:  # outside of the except block, which keeps the activations alive
-                    state.token_budget = batches.smaller_budget(state.token_budget, int(train_set.lengths.max()))
+                    state.token_budget = batches.smaller_budget(state.token_budget, batch.longest)
                     optimizer.zero_grad(set_to_none=False)
                     batch = batch_of(state.step)
                     continue
@@ -424,7 +427,11 @@ def train(stack: ExitStack) -> None:
                 record.draw(out, state.best["step"], reference_accuracy)
                 best_facts = state.best | {"sha256": files.file_sha256(best_path)}
                 files.write_json(out / "run.json", facts | {"best": best_facts, "ended": record.now()})
-            print(f"best: {record.describe(state.best)}")
+            number, share = predict.most_frequent(dev_set.labels)
+            always = repr(data["label_names"][number])
+            print(f"best: {record.describe(state.best)}; always {always}: {share:.3f}")
+            if state.best["accuracy"] <= share:
+                tell(f"note: no better than always answering {always}: train longer or with another learning_rate")
             if facts["settings"]["init_from"] == "scratch":
                 wrong = 1 - state.best["accuracy"]
                 print(f"note: a small model without GPT-2's weights is a toy: wrong on {wrong:.0%} of the dev set")

@@ -89,7 +89,7 @@ def ours(split: Split, settings: SimpleNamespace, compiled: bool, **_: bool) -> 
     seconds, sizes = synchronize(device) - started, []
     for indices, step in taken[1:]:
         for chosen, (inputs, _) in zip(texts.cut(indices, token_budget), step.micro_batches, strict=True):
-            sizes.append((len(chosen), int(texts.lengths[chosen].sum()), len(inputs.tokens)))
+            sizes.append((len(chosen), int(texts.lengths(chosen).sum()), len(inputs.tokens)))
     return dtype, seconds, sizes
 
 
@@ -222,4 +222,4 @@ def nanogpt(split: Split, settings: SimpleNamespace, **_: bool) -> tuple[torch.d
 
     micro_batches = random_micro_batches(split, settings, settings.batch_size)
     seconds, taken = timed(step, micro_batches, settings)
-    return dtype, seconds, sizes_of(split.lengths(T), micro_batches[:taken], width=T)
+    return dtype, seconds, sizes_of(split.lengths(np.arange(len(split)), T), micro_batches[:taken], width=T)

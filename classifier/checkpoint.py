@@ -87,7 +87,7 @@ def load_to_resume(path: Path, settings: Any, files: dict[str, Any]) -> tuple[GP
         raise UserError(f"{path} has no optimizer state: only last.pt can be resumed")
     if saved["data"]["files"] != files:
         raise UserError(f"{path} was trained on other data than what {settings.data_dir} contains now")
-    before, now = dict(saved["settings"]), dict(vars(settings))
+    before, now = {"keep": "last"} | saved["settings"], dict(vars(settings))  # older runs had no keep
     if now["dtype"] == "auto":  # stays what it was, on whatever machine
         now["dtype"] = before["dtype"]
     elif before["dtype"] == "auto":

@@ -71,10 +71,10 @@ def size() -> int:
 
 
 def share(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return this process's share of some examples, (n,) indices: every size()-th by length, for balanced work."""
+    """Return this process's share of some examples, (n,) indices and lengths: every size()-th by length."""
     if size() == 1:
         return indices
-    return indices[np.argsort(-lengths[indices], kind="stable")][rank() :: size()]
+    return indices[np.argsort(-lengths, kind="stable")][rank() :: size()]
 
 
 def parallel(model: nn.Module) -> nn.Module:

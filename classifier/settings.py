@@ -31,6 +31,7 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "class_weights": ("none", "balanced"),
     "best_by": ("accuracy", "macro_f1"),
+    "keep": ("last", "first"),
 }
 # what a resumed run may change; epochs only if the learning rate does not depend on them
 MAY_CHANGE = {"data_dir", "out_dir", "overwrite", "init_from", "new_head", "epochs", "max_steps", "device"}

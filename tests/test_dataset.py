@@ -1,14 +1,18 @@
 """The .bin format: what goes in comes out, and what does not fit is refused with file and line."""
 
 import csv
+import errno
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import PREPARE_SAMPLE, REPO, decoded, refuse, succeed, visible
+from conftest import PREPARE_SAMPLE, REPO, decoded, make_split, refuse, succeed, visible
 
 import prepare_sst
-from classifier.data.dataset import load_meta, load_split, meta_sha256
+from classifier.data.dataset import FIELDS, load_meta, load_split, long_note, meta_sha256
 from classifier.data.prepare import prepare_course
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
@@ -118,6 +122,31 @@ def test_a_damaged_or_missing_file_is_refused(workspace, name):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name} .*prepare_own.py --name sample ...` again"):
             load_split(path.parent, "train")
+
+
+def test_the_bin_files_are_mapped_or_where_that_is_impossible_read(workspace, monkeypatch):
+    folder = workspace / "data" / "sample"
+    mapped, maps = load_split(folder, "train"), Path("/proc/self/maps").read_text()
+    assert all(str(folder / f"train{field}") in maps for field in FIELDS)
+
+    def refuse_to_map(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse_to_map)
+    for one, other in zip(vars(mapped).values(), vars(load_split(folder, "train")).values(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_long_texts_are_counted_and_keep_their_last_or_first_tokens():
+    split = make_split([[1, 2, 3, 4], [5, 6, 7], [8]], [0, 0, 0])
+    for keep, sequences in {"last": [[4, 9], [7, 9], [8, 9]], "first": [[1, 9], [5, 9], [8, 9]]}.items():
+        cut = replace(split, prompt=(9,), keep=keep)
+        assert [cut.sequence(i, 2).tolist() for i in range(3)] == sequences
+        assert cut.lengths(np.array([2, 0]), 4).tolist() == [2, 4]
+        texts = f"{split.name} texts are longer than"
+        assert long_note(cut, 2) == f"note: 2 of 3 {texts} 1 tokens: their {keep} 1 are read"
+        assert long_note(cut, 4) == f"note: 1 of 3 {texts} 3 tokens: their {keep} 3 are read"
+        assert long_note(cut, 5) is None
 
 
 def test_a_broken_meta_json_or_one_of_another_version_is_refused(workspace):

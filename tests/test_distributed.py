@@ -36,7 +36,7 @@ RUN += ["--gradient_accumulation_steps=2", "--dtype=float32", "--epochs=2", "--d
 def gradients(seed: int) -> list[dict]:
     """What one process computes of several steps: gradient, loss, tokens, reductions."""
     split = random_split(60, 40, 97, 5)
-    results, lengths = [], split.lengths(24)
+    results, lengths = [], split.lengths(np.arange(len(split)), 24)
     for examples, budget, change in [
         (51, 100, lambda model: None),
         (2, 100, lambda model: None),  # fewer than three processes
@@ -59,7 +59,7 @@ def gradients(seed: int) -> list[dict]:
         step = collate(texts, indices, budget // (1 + distributed.rank()))
         loss = distributed.sum_over_processes(accumulate_gradient(replica, NO_SCALER, step, torch.float32))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-        mine = distributed.share(indices, lengths)
+        mine = distributed.share(indices, lengths[indices])
         result = {"gradient": gradient, "loss": loss, "logits": predict(model, texts, torch.float32)}
         result |= {"examples": mine.tolist(), "tokens": int(lengths[mine].sum()), "reductions": len(reductions)}
         results.append(result)

@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import PREPARE_SAMPLE, command, here, random_model, refuse, save, succeed
+from conftest import PREPARE_SAMPLE, command, here, random_model, refuse, save, succeed, unwrapped
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -217,7 +217,9 @@ def test_lines_that_are_not_utf8_cost_no_other_line_its_answer(place):
     lines = [*LINES.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
     done = here(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
     assert done.returncode == 1 and len(done.stdout.splitlines()) == 4 and b"Fine." in done.stdout
-    assert done.stderr.decode().splitlines()[-1].startswith("error: no answer for lines 4, 6: not valid UTF-8")
+    assert (
+        unwrapped(done.stderr.decode()).splitlines()[-1].startswith("error: no answer for lines 4, 6: not valid UTF-8")
+    )
 
 
 def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):

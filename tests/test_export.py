@@ -73,10 +73,11 @@ def pipeline_probabilities(folder: Path, names: list[str], texts: list[str]) -> 
     return torch.tensor([[row[name] for name in names] for row in by_name])
 
 
-def our_tokens(text: str, leading_space: bool, prompt: list[int], block_size: int) -> list[int]:
+def our_tokens(text: str, leading_space: bool, prompt: list[int], block_size: int, keep: str = "last") -> list[int]:
     """The tokens that the README promises, computed by hand."""
     tokens = ENCODING.encode_ordinary(" " + text if leading_space and not text.startswith(" ") else text)
-    return tokens[-(block_size - len(prompt)) :] + prompt
+    room = block_size - len(prompt)
+    return (tokens[-room:] if keep == "last" else tokens[:room]) + prompt
 
 
 def assert_same(theirs: torch.Tensor, ours: torch.Tensor) -> None:
@@ -103,12 +104,15 @@ def test_the_pipeline_has_our_probabilities_over_the_dev_set_of_the_sample(prepa
     assert_same(theirs, ours)
 
 
-@pytest.mark.parametrize("leading_space, prompt", [(False, " It was"), (True, "\n\nThe film was 👍 <|endoftext|> or")])
-def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, leading_space, prompt):
+@pytest.mark.parametrize(
+    "leading_space, prompt, keep",
+    [(False, " It was", "last"), (True, "\n\nThe film was 👍 <|endoftext|> or", "last"), (True, " It was", "first")],
+)
+def test_odd_texts_become_our_tokens_and_have_our_probabilities(tmp_path, leading_space, prompt, keep):
     model, ending = random_model(), ENCODING.encode_ordinary(prompt)
     data = {"label_names": NAMES, "leading_space": leading_space}
-    folder = exported(tmp_path, model, data, settings={"prompt": prompt})
-    sequences = [our_tokens(text, leading_space, ending, BLOCK_SIZE) for text in ODD_TEXTS]
+    folder = exported(tmp_path, model, data, settings={"prompt": prompt, "keep": keep})
+    sequences = [our_tokens(text, leading_space, ending, BLOCK_SIZE, keep) for text in ODD_TEXTS]
     tokens = pipeline(folder).tokenizer(ODD_TEXTS, truncation=True)
     assert tokens["input_ids"] == sequences and set(tokens) == {"input_ids", "attention_mask"}
     with torch.no_grad():

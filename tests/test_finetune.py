@@ -20,9 +20,10 @@ from conftest import (
     succeed,
     tiny_model_and_split,
     transformers_model,
+    unwrapped,
     visible,
 )
-from runs import RUN, assert_same_run, read_log, same_state
+from runs import RUN, TINY, assert_same_run, read_log, same_state
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -271,6 +272,39 @@ def test_the_demo_beats_the_majority_class_beyond_chance(workspace):
     assert float(low) > 0.5
 
 
+def test_what_is_no_better_than_chance_is_told(workspace):
+    hopeless = [*RUN, "--gradient_accumulation_steps=32", "--warmup_steps=9", "--overwrite=True"]
+    printed = unwrapped(succeed(*hopeless, "--learning_rate=1e-30", "--max_steps=1", cwd=workspace))
+    problems = "learning_rate=1e-30 is for pretrained weights; the warm-up, warmup_steps=9, ends after the last step; "
+    assert f"note: 1 step in all; {problems}so few steps teach random weights little: try --learning_rate" in printed
+    model, saved = checkpoint.load(workspace / "out" / "best.pt")
+    accuracy = saved["progress"]["best"]["accuracy"]
+    assert f"dev accuracy {accuracy:.3f}, loss 0.69" in printed and "; always 'negative': 0.500\n" in printed
+    assert ("no better than always answering 'negative'" in printed) == (accuracy <= 0.5)
+    flags = re.search(r"try (--learning_rate.*)", printed)[1].split()
+    printed = succeed(*hopeless, *flags, "--epochs=2", "--n_embd=64", cwd=workspace)
+    assert "steps in all" not in printed and "no better than" not in printed
+
+
+def test_the_first_column_of_a_long_text_is_cut_unless_the_first_tokens_are_kept(tmp_path):
+    rows = [f"{'good' if i % 2 else 'bad'} {i},{'many words that say nothing at all ' * 5},{i % 2}" for i in range(80)]
+    (tmp_path / "titles.csv").write_text("title,body,label\n" + "\n".join(rows))
+    prepare = ["prepare_own.py", "--train", "titles.csv", "--text_column", "title", "body", "--name", "titles"]
+    succeed(*prepare, cwd=tmp_path)
+    run = ["finetune.py", "--data_dir=data/titles", *TINY, "--init_from=scratch", "--learning_rate=1e-2"]
+    run += ["--gradient_accumulation_steps=1", "--batch_size=8", "--epochs=6", "--dropout=0"]
+    last = unwrapped(succeed(*run, cwd=tmp_path))
+    assert "72 of 72 train texts are longer than 32 tokens: their last 32 are read, and 'title', the first" in last
+    assert "column, is cut first (--keep=first reads the others)" in last
+    assert "no better than always answering" in last
+    first = succeed(*run, "--keep=first", "--overwrite=True", cwd=tmp_path)
+    assert "best: epoch" in first and "dev accuracy 1.000" in first and "is cut first" not in first
+    evaluate = ["evaluate.py", "--ckpt=out/best.pt", "--text"]
+    for title in ("good", "bad"):
+        row = succeed(*evaluate, f"{title} 3", "many words that say nothing at all " * 5, cwd=tmp_path).splitlines()[-1]
+        assert row.startswith(str(int(title == "good")))
+
+
 def test_a_resumed_run_ends_with_the_same_bits(workspace):
     run = [*RUN, "--eval_interval=3"]
     succeed(*run, "--out_dir=whole", cwd=workspace)
@@ -369,7 +403,7 @@ def test_out_of_memory_in_the_update_ends_the_run_since_half_of_it_may_be_done(w
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: torch.empty(2**50))
     done = here(*RUN, cwd=workspace)
     assert done.returncode == 1 and b"taken again" not in done.stdout
-    assert done.stderr.startswith(b"error: out of memory") and done.stderr.count(b"\n") == 1
+    assert unwrapped(done.stderr.decode()).startswith("error: out of memory") and done.stderr.count(b"\n") == 2
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, here, succeed, transformers_model
+from conftest import REPO, here, succeed, transformers_model, unwrapped
 from runs import RUN, same_state
 from test_formats import WRITERS, parquet
 
@@ -230,7 +230,7 @@ def test_odd_options_are_taken_or_refused_and_nothing_is_changed(workspace, chan
         words = [word for word in words if word != "--overwrite"]
         signal.alarm(SECONDS)
         done = here(*words, cwd=workspace)
-        message = done.stderr.decode("utf-8", "replace")
+        message = unwrapped(done.stderr.decode("utf-8", "replace"))
         assert done.returncode in (0, 1) and "Traceback" not in message, (words, message)
         assert done.returncode == 0 or message.count("\n") == 1, (words, message)
         now = contents(workspace)

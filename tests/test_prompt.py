@@ -56,7 +56,10 @@ def test_a_run_with_a_prompt_keeps_it_for_evaluation_and_resuming(workspace):
     words = encode_label_words(["bad", "good"], 2)
     # Adam's first steps move each weight by the learning rate
     torch.testing.assert_close(model.head.weight, model.wte.weight[words], atol=1e-8, rtol=0)
-    assert saved["settings"]["prompt"] == " Is it good or bad:" and "exceed block_size" in printed
+    assert (
+        saved["settings"]["prompt"] == " Is it good or bad:"
+        and "train texts are longer than 26 tokens: their last 26 are read" in printed
+    )
     evaluated = succeed("evaluate.py", "--predictions=p.csv", "--dtype=float32", cwd=workspace)
     assert f"dev accuracy: {saved['progress']['best']['accuracy']:.3f}" in evaluated
     message = refuse(*run, "--prompt= Good?", "--init_from=resume", "--max_steps=5", cwd=workspace)

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import REPO, refuse, succeed, visible
+from conftest import REPO, refuse, succeed, unwrapped, visible
 from runs import RUN, assert_same_run, read_log, same_state
 
 import finetune
@@ -190,7 +190,8 @@ def test_output_that_cannot_be_printed_stops_the_run(workspace):
     for redirection, message in broken.items():
         script = f"set -o pipefail; {words} {redirection}"
         done = subprocess.run(["bash", "-c", script], cwd=workspace, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
+        said = unwrapped(done.stderr)
+        assert done.returncode == 1 and said.startswith(message) and said.count("\n") == 1, said
         is_begun = (workspace / "out" / "last.pt").is_file()
         succeed(*RUN, "--init_from=resume" if is_begun else "--overwrite=True", cwd=workspace)
         assert_same_run(workspace / "out", workspace / "undisturbed")

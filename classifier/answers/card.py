@@ -22,7 +22,7 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="path/to/this/folder", truncation=True)
 classify(["A lovely film.", "A dull mess."], batch_size=16, top_k=None)  # the probability of every class
 ```
-Classes: {{ classes }}. The last {{ tokens }} tokens of a text are read; an empty text cannot be classified.
+Classes: {{ classes }}. The {{ tokens }} tokens of a text are read; an empty text cannot be classified.
 {% if columns %}Join the columns of a text by line ends, in this order, without blank ones: {{ columns }}.
 {% endif %}{{ result }} Nothing was measured on a test set, or on texts of another kind, time or language.
 
@@ -30,8 +30,8 @@ Classes: {{ classes }}. The last {{ tokens }} tokens of a text are read; an empt
 {% endfor %}"""
 
 
-def model_card(classifier: Classifier, tokens: int) -> str:
-    """Return the text of README.md, for a model that reads so many tokens of a text."""
+def model_card(classifier: Classifier, tokens: str) -> str:
+    """Return the text of README.md, for a model that reads these tokens of a text, such as "last 64"."""
     data, run, progress = (classifier.saved[part] for part in ("data", "run", "progress"))
     task, best = data["task"], progress["best"]
     base = HUB_NAMES.get(run.get("initial_weights") or run["settings"].get("init_from"))

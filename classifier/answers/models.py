@@ -1,5 +1,6 @@
 """Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,11 @@ class Classifier:
         """The columns of the training files that have the text; missing from older checkpoints."""
         return self.saved["data"].get("text_columns", [])
 
+    @property
+    def keep(self) -> str:
+        """Which tokens of a long text are read, the last or the first; missing from older checkpoints."""
+        return self.saved["settings"].get("keep", "last")
+
     def join_columns(self, parts: Sequence[str]) -> str:
         """Join the parts of one text, one for each of text_columns, as training did."""
         columns = self.text_columns
@@ -106,15 +112,21 @@ class Classifier:
         """Return texts as a split, with a leading space where all training texts had it: it changes the first token."""
         space = " " if self.saved["data"]["leading_space"] else ""
         texts = [text if text.startswith(" ") else space + text for text in texts]
-        sequences = [np.array(tokens, dtype=np.uint16) for tokens in load_tokenizer().encode_ordinary_batch(texts)]
-        offsets = np.cumsum([0, *map(len, sequences)])
-        return Split("text", np.concatenate(sequences), offsets, labels=None, id_lines=np.zeros(0, np.uint8))
+        encode, tokens, offsets = load_tokenizer().encode_ordinary, array("H"), array("q", [0])
+        for text in texts:  # on two cores twice as fast, for short texts, as encode_ordinary_batch
+            tokens.extend(encode(text))
+            offsets.append(len(tokens))
+        numbers = np.array(tokens, np.uint16), np.array(offsets, np.int64)
+        return self.as_read(Split("text", *numbers, labels=None, id_lines=np.zeros(0, np.uint8)))
+
+    def as_read(self, split: Split) -> Split:
+        """Return a split with the prompt and the truncation of training."""
+        prompt = encode_prompt(self.saved["settings"]["prompt"], self.model.config.block_size)
+        return replace(split, prompt=prompt, keep=self.keep)
 
     def logits(self, split: Split, on_examples: Callable[[int], Any] = lambda count: None) -> Tensor:
-        """Compute the logits of a split, with the prompt of training: float64 (examples, K) on the CPU."""
-        prompt = encode_prompt(self.saved["settings"]["prompt"], self.model.config.block_size)
-        texts = Texts(replace(split, prompt=prompt), self.model)
-        return predict(self.model, texts, self.dtype, on_examples).double()
+        """Compute the logits of a split, read as in training: float64 (examples, K) on the CPU."""
+        return predict(self.model, Texts(self.as_read(split), self.model), self.dtype, on_examples).double()
 
 
 def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Classifier], str]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from classifier.data import tokenizer
 from classifier.errors import UserError
+from classifier.files import file_sha256
 
 FORMAT_VERSION = 2
 TOKENIZER = {"name": "gpt2", "vocab_size": tokenizer.VOCAB_SIZE}
@@ -29,7 +30,7 @@ FIELDS = {".bin": "<u2", ".offsets.bin": "<i8", ".labels.bin": "<i2", ".ids.txt"
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared folder; a prompt ends every sequence."""
+    """One split of a prepared folder; a prompt ends every sequence. The arrays cannot be written into."""
 
     name: str
     tokens: np.ndarray  # (tokens,) uint16
@@ -37,26 +38,38 @@ class Split:
     labels: np.ndarray | None  # (examples,) int16
     id_lines: np.ndarray  # (bytes,) uint8
     prompt: tuple[int, ...] = ()  # tokens
+    keep: str = "last"  # which tokens of an example are read if there are too many: the last, or the first
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def lengths(self, block_size: int) -> np.ndarray:
-        """Return each example's number of tokens with the prompt, truncated to block_size: (examples,) int64."""
-        return np.minimum(self.whole_lengths(), block_size)
-
-    def whole_lengths(self) -> np.ndarray:
-        """Return each example's number of tokens with the prompt, not truncated: (examples,) int64."""
-        return np.diff(self.offsets) + len(self.prompt)
+    def lengths(self, indices: np.ndarray, block_size: int) -> np.ndarray:
+        """Return some examples' numbers of tokens, (n,) int64, with the prompt and truncated to block_size."""
+        return np.minimum(self.offsets[indices + 1] - self.offsets[indices] + len(self.prompt), block_size)
 
     def sequence(self, index: int, block_size: int) -> np.ndarray:
-        """Return the last tokens of an example, and the whole prompt after them: (T,) uint16, T at most block_size."""
-        end, room = self.offsets[index + 1], block_size - len(self.prompt)
-        tokens = self.tokens[max(self.offsets[index], end - room) : end]
+        """Return an example's tokens, truncated, and the whole prompt after them: (T,) uint16, T at most block_size."""
+        start, end, room = self.offsets[index], self.offsets[index + 1], block_size - len(self.prompt)
+        tokens = self.tokens[start : min(end, start + room)]
+        if self.keep == "last":
+            tokens = self.tokens[max(start, end - room) : end]
         return np.append(tokens, np.array(self.prompt, dtype=tokens.dtype)) if self.prompt else tokens
 
     def ids(self) -> list[str]:
         return self.id_lines.tobytes().decode("utf-8", "replace").split("\n")[:-1]
+
+
+def long_note(split: Split, block_size: int) -> str | None:
+    """Return a note that counts the examples which are truncated to block_size; None if there are none."""
+    room, chunk = block_size - len(split.prompt), 2**20  # of examples: the offsets may be larger than the memory
+    chunks = (split.offsets[start : start + chunk + 1] for start in range(0, len(split), chunk))
+    longer = sum(int((np.diff(offsets) > room).sum()) for offsets in chunks)
+    if not longer:
+        return None
+    texts = "texts" if split.name == "text" else f"{split.name} texts"
+    return (
+        f"note: {longer:,} of {len(split):,} {texts} are longer than {room} tokens: their {split.keep} {room} are read"
+    )
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
@@ -108,11 +121,18 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
             continue
         if not path.is_file():
             raise UserError(f"{path} is missing: {again}")
-        content = np.fromfile(path, dtype=np.uint8)
-        if hashlib.sha256(content).hexdigest() != part["files"][path.name]:
+        if file_sha256(path) != part["files"][path.name]:
             raise UserError(f"{path} does not fit meta.json: {again}")
-        arrays.append(content.view(dtype))
+        arrays.append(_mapped(path, dtype))
     return Split(split, *arrays)
+
+
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    """Map a file of numbers, which may be larger than the memory, and is shared by processes; or else read it."""
+    try:
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+    except (OSError, ValueError):  # a file system that cannot map files; an empty file
+        return np.fromfile(path, dtype)
 
 
 def meta_sha256(meta: dict[str, Any]) -> str:

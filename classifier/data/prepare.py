@@ -128,6 +128,7 @@ def _describe_split(
     for file in files:
         for path in texts_in(file) if file.is_dir() else [file]:
             source.update(path.read_bytes())
+    sha256s = [file_sha256(file) for file in files if file.is_file()]
     counts = None if examples.labels is None else np.bincount(examples.labels, minlength=num_classes).tolist()
     written = [folder / f"{split}{field}" for field in FIELDS]
     return {
@@ -137,7 +138,7 @@ def _describe_split(
         # the smallest length that at least p percent of the examples do not exceed
         "length_percentiles": {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES},
         "leading_space": all(text[0] == " " for text in examples.texts),
-        "source": {"name": source_name(files), "sha256": source.hexdigest()},
+        "source": {"name": source_name(files), "sha256": source.hexdigest(), "sha256s": sha256s},
         "files": {path.name: file_sha256(path) for path in written if path.exists()},
     }
 

@@ -1,9 +1,10 @@
 """Cut examples into micro-batches with little padding, for training and for prediction.
 
-Texts is the input of a GPT, Features that of its head alone. Both have `labels`, `lengths`, `device` and two methods:
+Texts is the input of a GPT, Features that of its head alone. Both have `labels`, `device` and three methods: lengths(),
 cut() decides which examples go together, batch() makes a network's input of them. collate() does both for a step.
 """
 
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -35,7 +36,6 @@ class Texts:
     def __init__(self, split: Split, model: GPT, is_compiled: bool = False) -> None:
         self.split, self.labels = split, split.labels
         self.block_size, self.device = model.config.block_size, model.head.weight.device
-        self.lengths = split.lengths(self.block_size)  # (examples,) in tokens
         self.is_packed = self.device.type == "cpu" and not is_compiled
         # one more group costs about as much as one or two tokens at GPT-2's width, and more in a narrow model
         self.most_padding = min(2**20 // model.config.n_embd**2, 64)
@@ -43,13 +43,17 @@ class Texts:
     def __len__(self) -> int:
         return len(self.split)
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Return examples' lengths in tokens: (n,) int64."""
+        return self.split.lengths(indices, self.block_size)
+
     def cut(self, indices: np.ndarray, token_budget: int) -> list[np.ndarray]:
         """Cut examples, (n,) indices, into micro-batches of at most token_budget tokens, sorted by length."""
-        return cut_into_micro_batches(indices, self.lengths, token_budget, self.is_packed)
+        return cut_into_micro_batches(indices, self.lengths(indices), token_budget, self.is_packed)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """Make a GPT's input of some examples, (n,) indices sorted by length, longest first."""
-        lengths = self.lengths[indices]
+        lengths = self.lengths(indices)
         groups = pack(lengths.tolist(), self.most_padding) if self.is_packed else [(len(indices), int(lengths.max()))]
         B, T = np.array(groups).T
         widths = np.repeat(T, B)  # (S,) in tokens with padding; S includes the sequences that only fill up
@@ -68,7 +72,10 @@ class Features:
 
     def __init__(self, features: Tensor, labels: np.ndarray, device: torch.device) -> None:
         self.features, self.labels, self.device = features, labels, device
-        self.lengths = np.ones(len(features), dtype=np.int64)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Return 1 for each example: (n,) int64."""
+        return np.ones(len(indices), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -79,13 +86,14 @@ class Features:
 
     def batch(self, indices: np.ndarray) -> Tensor:
         """Return (n, C) features on the device."""
-        return self.features[torch.from_numpy(indices)].to(self.device)
+        return self.features[torch.tensor(indices)].to(self.device)
 
 
 class Step(NamedTuple):
     """An optimizer step's examples, as one process computes them on its device."""
 
     labels: np.ndarray  # (n,) of the whole step, the other processes' examples included
+    longest: int  # tokens of the step's longest sequence
     micro_batches: list[tuple[Batch | Tensor, Tensor]]  # inputs, and int64 (examples,) labels
 
 
@@ -94,7 +102,8 @@ def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) 
 
     Each of several processes gets its share. token_budget counts the padding where padding is computed.
     """
-    mine = distributed.share(indices, examples.lengths)
+    lengths = examples.lengths(indices)
+    mine = distributed.share(indices, lengths)
     has_none = len(mine) == 0  # fewer examples than processes: this one contributes a gradient of zero
     if has_none:
         mine = indices[:1]
@@ -104,30 +113,35 @@ def collate(examples: Texts | Features, indices: np.ndarray, token_budget: int) 
         if has_none:
             labels[:] = IGNORED
         micro_batches.append((examples.batch(chosen), send(labels, examples.device)))
-    return Step(examples.labels[indices], micro_batches)
+    return Step(examples.labels[indices], int(lengths.max()), micro_batches)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return examples / (classes * the class's examples) for each class, scikit-learn's "balanced": float64 (K,)."""
-    return len(labels) / (num_classes * np.maximum(np.bincount(labels, minlength=num_classes), 1))
+    chunks = (labels[start : start + 2**20] for start in range(0, len(labels), 2**20))  # bincount makes them int64
+    counts = sum(np.bincount(chunk, minlength=num_classes) for chunk in chunks)
+    return len(labels) / (num_classes * np.maximum(counts, 1))
 
 
+@lru_cache(maxsize=1)
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return an epoch's order of the examples, a permutation that depends only on seed and epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+    """Return an epoch's order of the examples, a permutation that depends only on seed and epoch: int32."""
+    order = np.random.default_rng([seed, epoch]).permutation(np.arange(num_examples, dtype=np.int32))
+    order.flags.writeable = False  # the cached array is the same for all callers
+    return order
 
 
 def cut_into_micro_batches(
     indices: np.ndarray, lengths: np.ndarray, token_budget: int, is_packed: bool
 ) -> list[np.ndarray]:
-    """Sort examples by length, longest first, and cut them into micro-batches of at most token_budget tokens.
+    """Sort examples, indices with their lengths, longest first, and cut them into micro-batches of token_budget tokens.
 
     Their order does not matter for a step's gradient; with the longest first, running out of memory happens at once.
     A sequence above the budget makes a micro-batch of its own. If is_packed, only real tokens count, and micro-batches
     are filled. Otherwise padding counts, too, and dynamic programming finds the cheapest cut.
     """
-    order = indices[np.argsort(-lengths[indices], kind="stable")]
-    sorted_lengths = lengths[order]
+    by_length = np.argsort(-lengths, kind="stable")
+    order, sorted_lengths = indices[by_length], lengths[by_length]
     if is_packed:
         ends = _filled_ends(sorted_lengths, token_budget)
     else:
@@ -189,7 +203,7 @@ def pack(lengths: list[int], most_padding: int) -> list[tuple[int, int]]:
 
 
 def smaller_budget(tokens: int, longest: int) -> int:
-    """Halve the token budget of a step that ran out of memory, but not below the longest sequence; print it."""
+    """Halve the token budget of a step that ran out of memory, but not below its longest sequence; print it."""
     smaller = max(tokens // 2, longest)
     if distributed.size() > 1:
         raise UserError(f"out of memory: try --token_budget={smaller}")

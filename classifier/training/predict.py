@@ -42,7 +42,7 @@ def predict(
     compute = compute or net
     indices, is_shared = np.arange(len(examples)), len(examples) >= distributed.size()
     if is_shared:
-        indices = distributed.share(indices, examples.lengths)
+        indices = distributed.share(indices, examples.lengths(indices))
     to_do, order, parts = examples.cut(indices, TOKEN_BUDGET), [], []
     with casting(net, dtype):
         while to_do:
@@ -81,6 +81,12 @@ def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]
     """Return the mean cross-entropy in nats, and the accuracy."""
     targets = torch.from_numpy(labels.astype(np.int64))
     return F.cross_entropy(logits, targets).item(), (logits.argmax(-1) == targets).double().mean().item()
+
+
+def most_frequent(labels: np.ndarray) -> tuple[int, float]:
+    """Return the most frequent class's number, and its share, the accuracy of always answering it."""
+    counts = np.bincount(labels)
+    return int(counts.argmax()), float(counts.max() / len(labels))
 
 
 def macro_f1(logits: Tensor, labels: np.ndarray) -> float:

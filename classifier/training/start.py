@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from classifier import distributed
-from classifier.data.dataset import Split, load_meta, load_split, training_files
+from classifier.data.dataset import Split, load_meta, load_split, long_note, training_files
+from classifier.data.rows import counted
 from classifier.data.tokenizer import check_vocabulary, encode_label_words, encode_prompt
-from classifier.errors import UserError
+from classifier.errors import UserError, tell
 from classifier.gpt2 import HUB_NAMES, load_gpt2
 from model import GPT, GPTConfig
 
@@ -30,7 +31,9 @@ def load_data(settings: Any) -> tuple[dict[str, Any], Split, Split]:
     """Load the prepared data; return the facts that a checkpoint records, and the train and dev splits."""
     meta = load_meta(settings.data_dir)
     prompt = encode_prompt(settings.prompt, settings.block_size)
-    train, dev = (replace(load_split(settings.data_dir, name, meta), prompt=prompt) for name in ("train", "dev"))
+    splits = [load_split(settings.data_dir, name, meta) for name in ("train", "dev")]
+    train, dev = (replace(split, prompt=prompt, keep=settings.keep) for split in splits)
+    sources = {split: meta["splits"][split]["source"].get("sha256s", []) for split in ("train", "dev")}
     facts = {
         "task": meta["task"],
         "label_names": meta["label_names"],
@@ -40,6 +43,7 @@ def load_data(settings: Any) -> tuple[dict[str, Any], Split, Split]:
         "leading_space": meta["splits"]["train"]["leading_space"],
         "examples": {split: meta["splits"][split]["examples"] for split in ("train", "dev")},
         "files": training_files(meta),
+        "sources": sources,  # the sha256 of each file that was read; missing from older data
     }
     return facts, train, dev
 
@@ -71,18 +75,35 @@ def new_model(settings: Any, label_names: list[str]) -> GPT:
     return model
 
 
-def print_job(settings: Any, model: GPT, train: Split, dev: Split) -> None:
-    """Print what is trained, and on what."""
+def print_job(settings: Any, data: dict[str, Any], model: GPT, train: Split, dev: Split) -> None:
+    """Print what is trained, and on what; data: load_data's facts."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = f", {trained:,} of them trained" if trained < parameters else ""
     print(f"model: {parameters:,} parameters{frozen}, init_from {initial_weights(settings.init_from)}")
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples", flush=True)
-    longer = (train.whole_lengths() > model.config.block_size).sum()
-    if longer:
-        print(f"note: {longer:,} train examples exceed block_size and keep their last tokens only")
+    for split in (train, dev):
+        if note := long_note(split, model.config.block_size):
+            columns = data["text_columns"] if settings.keep == "last" else []
+            how = f", and {columns[0]!r}, the first column, is cut first" if len(columns) > 1 else ""
+            tell(f"{note}{how} (--keep={'first' if settings.keep == 'last' else 'last'} reads the others)")
     if distributed.size() > 1:
         print(f"processes: {distributed.size()}, each with its share of every step")
+
+
+def tell_what_teaches_little(settings: Any, steps: int) -> None:
+    """Print a note if a run of so many steps will hardly be better than chance, with the flags that mend it."""
+    is_scratch, problems = settings.init_from == "scratch", []
+    if is_scratch and settings.learning_rate < 3e-4:
+        problems.append(f"learning_rate={settings.learning_rate:g} is for pretrained weights")
+    if settings.warmup_steps >= steps:
+        problems.append(f"the warm-up, warmup_steps={settings.warmup_steps}, ends after the last step")
+    if is_scratch and steps < 50:
+        problems.append("so few steps teach random weights little")
+    if problems:
+        flags = "--learning_rate=1e-3 --gradient_accumulation_steps=1 --batch_size=8 --warmup_steps=0"
+        how = f"try {flags}" if is_scratch else "lower warmup_steps"
+        tell(f"note: {counted(steps, 'step')} in all; {'; '.join(problems)}: {how}")
 
 
 @torch.no_grad()

@@ -205,7 +205,7 @@ def main() -> None:
             if mode == "k":
                 assert status in (-9, 0), (status, said)  # it may have less to do than the first time
             else:
-                assert status in (0, 1) and (status == 0 or said.splitlines()[-1].startswith("error: ")), (status, said)
+                assert status in (0, 1) and (status == 0 or "\nerror: " in "\n" + said), (status, said)
                 told += status
             LOOKS.get(job, look_at_run)(old, new)
             finish(job, new)

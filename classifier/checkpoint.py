@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from classifier.errors import UserError, is_out_of_memory, tell
+from classifier.errors import UserError, did_you_mean, is_out_of_memory, tell
 from classifier.files import written_whole
 from classifier.settings import MAY_CHANGE, differences
 from model import GPT, GPTConfig
@@ -46,7 +46,8 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         why = "it is a folder" if path.is_dir() else "finetune.py writes it at its first evaluation"
-        raise UserError(f"there is no checkpoint {path}: {why}")
+        meant = did_you_mean(path / "best.pt" if path.is_dir() else path)
+        raise UserError(f"there is no checkpoint {path}: {why}{meant}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch's format, whose checksums torch itself does not verify
             if archive.testzip() is not None:

@@ -1,11 +1,12 @@
 """Errors for the user: one message on stderr and exit status 1; a traceback only for our own bugs."""
 
 import argparse
+import difflib
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -99,6 +100,28 @@ def end(status: int) -> NoReturn:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def did_you_mean(path: str | Path, names: Iterable[str] = ()) -> str:
+    """Return "; did you mean data/sst?" for a path that is not there; "" if nothing there has a similar name.
+
+    names: what else could have been meant.
+    """
+    found = _nearest(Path(path)) or next(iter(difflib.get_close_matches(str(path), names, n=1)), "")
+    return f"; did you mean {found}?" if found else ""
+
+
+def _nearest(path: Path) -> Path | None:
+    """Return the path if it is there, or else the one with the most similar name in the most similar folder."""
+    if path.exists() or path == path.parent:
+        return path
+    folder = _nearest(path.parent)
+    if folder is None or not folder.is_dir():
+        return None
+    if (folder / path.name).exists():
+        return folder / path.name
+    matches = difflib.get_close_matches(path.name, [each.name for each in folder.iterdir()], n=1)
+    return folder / matches[0] if matches else None
 
 
 def printable(text: str) -> str:

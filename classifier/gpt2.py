@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from classifier import checkpoint
-from classifier.errors import UserError, is_out_of_memory, printable, tell
+from classifier.errors import UserError, did_you_mean, is_out_of_memory, printable, tell
 from model import GPT, GPTConfig
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -56,7 +56,7 @@ def load_gpt2(
     """
     path = Path(name_or_path).expanduser()
     if path.suffix == ".pt" and not path.is_file():
-        raise UserError(f"init_from: there is no checkpoint {name_or_path}: name a .pt file that is there")
+        raise UserError(f"init_from: there is no checkpoint {name_or_path}{did_you_mean(path)}")
     read = read_file_of_model if path.is_file() else read_folder
     theirs, weights = read(name_or_path)
     config = read_config(name_or_path, theirs, num_classes, dropout, block_size)
@@ -93,6 +93,7 @@ def find_files(name: str) -> list[Path]:
     if (folder := Path(name).expanduser()).is_dir():
         return files_of(str(folder), local_files_only=True)
     repository = HUB_NAMES.get(name, name)
+    meant = "" if name in HUB_NAMES else did_you_mean(name, ["scratch", "resume", *HUB_NAMES])
     try:
         with suppress(UserError):
             return files_of(repository, local_files_only=True)  # the cache needs no network
@@ -101,11 +102,13 @@ def find_files(name: str) -> list[Path]:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return files_of(repository, local_files_only=False)
     except HFValidationError:
-        raise UserError(f"init_from: there is no folder {name!r}, and no model on the hub has such a name") from None
+        raise UserError(
+            f"init_from: there is no folder {name!r}, and no model on the hub has such a name{meant}"
+        ) from None
     except UserError:
         raise
     except HfHubHTTPError as error:
-        raise UserError(f"{name} is no folder here, and the hub answered: {str(error):.300}") from None
+        raise UserError(f"{name} is no folder here, and the hub answered: {str(error):.300}{meant}") from None
     except Exception as error:  # of whichever http library the hub's client uses
         folder = repository.rpartition("/")[2]
         raise UserError(
@@ -113,7 +116,7 @@ def find_files(name: str) -> list[Path]:
             f"and cannot be downloaded ({error or type(error).__name__}). On a machine with network run "
             f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
             f"bring the folder {folder} here, or name it with --init_from=DIR; or begin with a small model and random "
-            f"weights: --init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1"
+            f"weights: --init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1{meant}"
         ) from None
 
 
@@ -126,7 +129,9 @@ def files_of(source: str, local_files_only: bool) -> list[Path]:
         for name in names:
             if has_file(source, name, local_files_only=local_files_only):
                 return Path(cached_file(source, name, local_files_only=local_files_only))
-        raise UserError(f"{source} has no {printable(' or '.join(names))}, as transformers saves a model")
+        best = Path(source) / "best.pt"
+        meant = f"; did you mean {best}?" if best.is_file() else ""
+        raise UserError(f"{source} has no {printable(' or '.join(names))}, as transformers saves a model{meant}")
 
     config, weights = first("config.json"), first(*FORMS)
     if weights.suffix != ".json":

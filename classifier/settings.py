@@ -18,7 +18,7 @@ from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-from classifier.errors import UserError
+from classifier.errors import UserError, did_you_mean
 
 # what a number must be, if not 0 or more, and what a text may be
 POSITIVE = {"block_size", "n_layer", "n_head", "n_embd", "epochs", "batch_size", "gradient_accumulation_steps"}
@@ -67,7 +67,8 @@ def read_settings(script: str, argv: list[str] | None = None) -> Any:
         elif os.path.isfile(argument):
             given = _assignments(argument, is_script=False)
         else:
-            raise UserError(f"there is no config file {argument!r}; settings are given as --key=value (see --help)")
+            how = did_you_mean(argument) or "; settings are given as --key=value (see --help)"
+            raise UserError(f"there is no config file {argument!r}{how}")
         for name, value, origin in given:
             settings[name] = _checked(name, value, origin, settings)
     start = Path(settings.get("init_from", "")).resolve()

@@ -111,6 +111,25 @@ def test_finetune_refuses_bad_arguments():
             read_settings(str(REPO / "finetune.py"), [argument])
 
 
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["finetune.py", "--data_dir=data/smaple"], "data/sample"),
+        (["finetune.py", "config/sampel.py"], "config/sample.py"),
+        (["finetune.py", "config/sample.py", "--init_from=scratc"], "scratch"),
+        (["finetune.py", "config/sample.py", "--init_from=out-ticket/best.pt"], "out-tickets/best.pt"),
+        (["finetune.py", "config/sample.py", "--init_from=out-tickets"], "out-tickets/best.pt"),
+        (["evaluate.py", "--ckpt", "out-tickets"], "out-tickets/best.pt"),
+        (["evaluate.py", "--ckpt", "out_tickets/beast.pt"], "out-tickets/best.pt"),
+        (["prepare_own.py", "--name=t", "--train", "data/sample/trian.tsv"], "data/sample/train.tsv"),
+    ],
+)
+def test_a_misspelt_path_is_recognized(workspace, words, meant):
+    (workspace / "out-tickets").mkdir()
+    (workspace / "out-tickets" / "best.pt").touch()
+    assert refuse(*words, cwd=workspace).endswith(f"; did you mean {meant}?\n")
+
+
 def test_the_configs_that_come_with_the_repository_load():
     for path in (REPO / "config").glob("*.py"):
         read_settings(str(REPO / "finetune.py"), [str(path)])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from classifier.data import tokenizer
-from classifier.errors import UserError
+from classifier.errors import UserError, did_you_mean
 from classifier.files import file_sha256
 
 FORMAT_VERSION = 2
@@ -77,7 +77,8 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "meta.json"
     again = f"run `python {prepare_script(folder)}`"
     if not path.is_file():
-        raise UserError(f"{folder} was not prepared (no meta.json there): {again} first")
+        meant = "" if Path(folder).is_dir() else did_you_mean(folder)
+        raise UserError(f"{folder} was not prepared (no meta.json there): {again} first{meant}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version, is_whole = meta["format_version"], meta["sha256"] == meta_sha256(meta)

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from classifier.errors import UserError
+from classifier.errors import UserError, did_you_mean
 from classifier.files import written_whole
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
@@ -110,7 +110,8 @@ def _content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        meant = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{path}: {error.strerror}{meant}") from None
 
 
 def _unpacked(path: Path) -> tuple[str, bytes]:

@@ -459,6 +459,10 @@ def train(stack: ExitStack) -> None:
             if is_lost:
                 raise
             sys.exit(128 + stop.requested)
+        finally:
+            if log:
+                with suppress(OSError):  # of a full disk, which was told
+                    log.close()
 
 
 def main() -> None:

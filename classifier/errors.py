@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 import textwrap
@@ -39,13 +40,16 @@ def run(main: Callable[[], Result]) -> Result:
         fail(str(error))
     except ModuleNotFoundError as error:
         fail(f"the package {error.name} is not installed: run {how_to_install(error.name)}")
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        end(1)
     except OSError as error:
+        if is_closed_pipe(error):  # the reader of our output has left, as `head` does
+            end(1)
         fail(explain(error))
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             fail("out of memory: use a smaller token_budget, block_size or model, or close other programs")
+        if "not currently implemented for the MPS device" in str(error):
+            how = "set the environment variable PYTORCH_ENABLE_MPS_FALLBACK=1, or add --device=cpu"
+            fail(f"{str(error).partition(' is not currently')[0]} is missing on Apple's GPUs: {how}")
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # no compiler, or an older GPU
             fail(f"torch.compile does not work on this machine ({str(error):.200}): leave out --compile=True")
         raise
@@ -61,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explain(error: OSError) -> str:
     """Return the system's message, the file if there is one, and the place in the code, but not in a library's."""
-    message = error.strerror or str(error)
+    message = "Broken pipe" if is_closed_pipe(error) else error.strerror or str(error)
     if error.filename:
         message = f"{error.filename}: {message}"
     libraries = (sys.prefix, sys.base_prefix, "<")  # Python's own and what is installed
@@ -69,6 +73,12 @@ def explain(error: OSError) -> str:
         if not frame.filename.startswith(libraries):
             return f"{message} ({Path(frame.filename).name}, line {frame.lineno})"
     return message
+
+
+def is_closed_pipe(error: OSError) -> bool:
+    """Return whether the reader of our output has left; Windows calls that an invalid argument."""
+    is_windows = os.name == "nt" and error.errno == errno.EINVAL and not error.filename
+    return isinstance(error, BrokenPipeError) or is_windows
 
 
 def how_to_install(package: str) -> str:
@@ -93,7 +103,6 @@ def fail(message: str) -> NoReturn:
 
 def end(status: int) -> NoReturn:
     """Exit; what stdout has buffered and cannot write, on a full disk or without a reader, is dropped."""
-    sys.unraisablehook = lambda _: None  # a file that fails again when it is closed at the end: that was reported
     try:
         sys.stdout.flush()
     except OSError:

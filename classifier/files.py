@@ -1,9 +1,11 @@
 """Files that are written whole or not at all, their checksums, and folders that one process at a time writes into."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,11 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from classifier.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -32,8 +39,8 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         with open(temporary, mode, **text) as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, target)
+            synced(f.fileno())
+        replace(temporary, target)
         to_disk(target.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -86,13 +93,37 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Make a file's content, or the names in a folder, survive a power cut."""
+    """Make a file's content, or the names in a folder where its file system can, survive a power cut."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            synced(handle)
+        except OSError as error:  # CIFS, vboxsf and gocryptfs cannot sync folders, nor can WSL on a Windows share
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EIO) or not path.is_dir():
+                raise
         finally:
             os.close(handle)
+
+
+def synced(handle: int) -> None:
+    """Wait until an open file is on the disk; on a Mac fsync alone only hands it to the drive."""
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        with suppress(OSError):  # network drives do not have it
+            fcntl.fcntl(handle, full_sync)
+            return
+    os.fsync(handle)
+
+
+def replace(new: Path, target: Path) -> None:
+    """Move a file to target's place; on Windows wait up to a second while a virus scanner has it open."""
+    for wait in (0.1, 0.2, 0.3, 0.4, 0):
+        try:
+            return os.replace(new, target)
+        except PermissionError:
+            if not wait:
+                raise
+            time.sleep(wait)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def read_settings(script: str, argv: list[str] | None = None) -> Any:
 
     Args:
         script: path of the script whose top level has the defaults.
-        argv: the arguments after the script's name; the process's own by default. `--help` prints every setting.
+        argv: the arguments after the script's name; by default the process's own, if it runs that script (a
+            notebook's kernel has others). `--help` prints every setting.
 
     Returns:
         A frozen object with an attribute for each setting; vars() makes a dict of it.
@@ -54,7 +55,8 @@ def read_settings(script: str, argv: list[str] | None = None) -> Any:
     Raises:
         UserError: an unreadable config file, an unknown name or an invalid value.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:] if Path(sys.argv[0]).resolve() == Path(script).resolve() else []
     settings = {name: value for name, value, _ in _assignments(script, is_script=True)}
     if "--help" in argv or "-h" in argv:
         print(_help(script))

@@ -81,7 +81,6 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
     with (
         _working_in(cwd),
         mock.patch.object(sys, "argv", [str(REPO / script), *arguments]),
-        mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]),
     ):
         try:
@@ -222,3 +221,36 @@ def save(path: Path, model: GPT, data: dict = {}, **parts: dict) -> Path:  # noq
     parts["settings"] = {"init_from": "gpt2", "prompt": ""} | parts.get("settings", {})
     checkpoint.save(path, model, data=data, **parts)
     return path
+
+
+@pytest.fixture
+def run_cell_of():
+    """A function that starts a notebook's kernel in a folder; it returns one that executes code in it."""
+    manager = pytest.importorskip("jupyter_client.manager")
+    pytest.importorskip("ipykernel")
+    started = []
+
+    def run_cell_of(folder: Path):
+        kernel, client = manager.start_new_kernel(kernel_name="python3", startup_timeout=120, cwd=str(folder))
+        started.append((kernel, client))
+
+        def run_cell(code: str, interrupt_at: str = "", allow_error: bool = False) -> str:
+            """Execute code, interrupted when it has printed some text; return what it printed, errors included."""
+            printed = []
+
+            def show(message: dict) -> None:
+                printed.append(message["content"].get("text", ""))
+                if interrupt_at and interrupt_at in printed[-1]:
+                    kernel.interrupt_kernel()
+
+            reply = client.execute_interactive(code, timeout=120, output_hook=show)
+            assert allow_error or reply["content"]["status"] == "ok", reply["content"]
+            return "".join(printed)
+
+        return run_cell
+
+    yield run_cell_of
+    for kernel, client in started:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+        assert not kernel.is_alive()

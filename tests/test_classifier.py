@@ -18,28 +18,8 @@ NAMES = ["bad", "good"]
 TEXTS = ["A lovely film.", "A dull mess."]
 
 
-@pytest.fixture
-def run_cell(tmp_path):
-    """A function that executes code in a notebook's kernel, a process of its own, and returns what it printed."""
-    manager = pytest.importorskip("jupyter_client.manager")
-    pytest.importorskip("ipykernel")
-    kernel, client = manager.start_new_kernel(kernel_name="python3", startup_timeout=120, cwd=str(tmp_path))
-
-    def run_cell(code: str) -> str:
-        messages = []
-        reply = client.execute_interactive(code, timeout=120, output_hook=messages.append)
-        assert reply["content"]["status"] == "ok", reply["content"]
-        return "".join(message["content"].get("text", "") for message in messages)
-
-    try:
-        yield run_cell
-    finally:
-        client.stop_channels()
-        kernel.shutdown_kernel(now=True)
-    assert not kernel.is_alive()
-
-
-def test_the_lines_of_the_docstring_in_a_notebook(tmp_path, run_cell):
+def test_the_lines_of_the_docstring_in_a_notebook(tmp_path, run_cell_of):
+    run_cell = run_cell_of(tmp_path)
     model = random_model(2)
     (tmp_path / "out").mkdir()
     save(tmp_path / "out" / "best.pt", model, {"label_names": NAMES, "leading_space": True})

@@ -186,7 +186,7 @@ def test_a_run_whose_folder_was_replaced_stops_and_writes_nothing_more(workspace
 def test_output_that_cannot_be_printed_stops_the_run(workspace):
     succeed(*RUN, "--out_dir=undisturbed", cwd=workspace)
     words = shlex.join([sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], "--overwrite=True"])
-    broken = {"> /dev/full": "error: No space left on device", "| head -5": "error: Broken pipe (finetune.py, line "}
+    broken = {"> /dev/full": "error: No space left on device", "| head -9": "error: Broken pipe (finetune.py, line "}
     for redirection, message in broken.items():
         script = f"set -o pipefail; {words} {redirection}"
         done = subprocess.run(["bash", "-c", script], cwd=workspace, capture_output=True, text=True)

@@ -1,11 +1,8 @@
 """Find a task's files: in the folder named by --source, already in place, or by a download with a checksum."""
 
 import hashlib
-import http.client
 import io
 import os
-import shutil
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -41,16 +38,20 @@ def find_files(files: dict[str, tuple[str, str]], source: str | None, folder: Pa
 
 def _download(url: str, file_name: str, folder: Path, sha256: str, by_other_means: str) -> None:
     """Download a file into a folder; it is written only if it has the right sha256."""
+    import requests  # which brings its certificates: Python from python.org has none on a Mac
+
     path, is_archive, content = folder / file_name, url.endswith(".zip"), io.BytesIO()
     url = url if is_archive else url + file_name
     try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            tqdm.wrapattr(response, "read", total=response.length, desc=path.name, disable=None) as body,
-        ):
-            shutil.copyfileobj(body, content)
-    except (OSError, http.client.HTTPException) as error:  # urllib's errors and time-outs are OSErrors
-        raise UserError(f"cannot download {url} ({getattr(error, 'reason', error)}): {by_other_means}") from None
+        with requests.get(url, timeout=TIMEOUT, stream=True) as response:
+            response.raise_for_status()
+            size = int(response.headers.get("Content-Length", 0)) or None
+            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+                for block in response.iter_content(1 << 16):
+                    content.write(block)
+                    bar.update(len(block))
+    except (OSError, ValueError) as error:  # requests' are OSErrors, and of a wrong address ValueErrors
+        raise UserError(f"cannot download {url} ({error!s:.200}): {by_other_means}") from None
     try:
         found = zipfile.ZipFile(content).read(file_name) if is_archive else content.getvalue()
     except (zipfile.BadZipFile, KeyError):  # truncated, or another archive

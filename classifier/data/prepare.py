@@ -19,7 +19,7 @@ from classifier.data.own import Columns, Examples, read_course_file
 from classifier.data.rows import texts_in
 from classifier.data.trees import with_phrases
 from classifier.errors import UserError
-from classifier.files import file_sha256, hold, refuse_irregular, to_disk
+from classifier.files import file_sha256, hold, refuse_irregular, replace, to_disk
 
 PERCENTILES = (50, 95, 99, 100)  # of the examples' lengths in tokens; 100 is the longest
 
@@ -64,7 +64,7 @@ def prepare(
             # meta.json goes last: until then, the checksums of the old one refuse the new files
             for path in sorted(staging.iterdir(), key=lambda path: path.name == "meta.json"):
                 to_disk(path)
-                os.replace(path, folder / path.name)
+                replace(path, folder / path.name)
             to_disk(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None

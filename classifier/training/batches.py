@@ -126,7 +126,8 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """Return an epoch's order of the examples, a permutation that depends only on seed and epoch: int32."""
-    order = np.random.default_rng([seed, epoch]).permutation(np.arange(num_examples, dtype=np.int32))
+    order = np.arange(num_examples, dtype=np.int32)
+    np.random.default_rng([seed, epoch]).shuffle(order)
     order.flags.writeable = False  # the cached array is the same for all callers
     return order
 

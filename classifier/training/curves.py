@@ -2,11 +2,13 @@
 
 import csv
 import gc
+import logging
 import os
 import warnings
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # a notebook's own backend cannot be loaded by its subprocesses
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it works, and warns
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

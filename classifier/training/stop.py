@@ -1,12 +1,15 @@
-"""The stop flag: Ctrl-C, SIGTERM or a closed terminal set it; the training loop checks it where it can stop."""
+"""The stop flag: Ctrl-C, SIGTERM and their like set it; the training loop checks it where it can stop."""
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# a closed terminal sends SIGHUP, Windows SIGBREAK, and schedulers one of the last three before a job's time ends
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 requested = 0  # the number of the signal that has come
 
 
@@ -19,7 +22,8 @@ def listening(is_first: bool) -> Iterator[None]:
     """Let signals set the flag for the length of a block; of several processes only the first listens."""
     global requested
     requested = 0
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread can listen
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if is_main}
     for number, handler in handlers.items():
         if not is_first:  # the first one's end ends the others
             signal.signal(number, signal.SIG_IGN)
@@ -41,7 +45,7 @@ def check() -> None:
 def _request(number: int, _: FrameType | None) -> None:
     global requested
     if requested and number == signal.SIGINT:  # a second Ctrl-C
-        os._exit(128 + number)
+        raise KeyboardInterrupt
     requested = number
     with suppress(OSError):  # os.write, since print may be interrupted in the middle
         os.write(2, b"\nstopping: the current step is dropped (Ctrl-C again: quit now, without saving)\n")

@@ -386,7 +386,7 @@ def test_a_broken_parquet_file_or_workbook_is_refused(run):  # noqa: F811
     rows = [{"text": "a", "label": 1, "more": [1]}, {"text": "b", "label": None, "more": [2]}]
     whole = parquet(rows)
     for content, options, message in (
-        (whole, [], "a.parquet, row 2: no label"),
+        (parquet(rows[1:]), [], "a.parquet: no row has a text and a label"),
         (whole[:-9], [], "a.parquet: a broken parquet file "),
         (whole[:4] + bytes(50) + whole[54:], [], "a.parquet: a broken parquet file "),
         (whole, ["--label_column", "more"], "a.parquet, row 1, column 'more': a list, neither text nor a number"),

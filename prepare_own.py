@@ -95,7 +95,9 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
                 raise UserError(f"{note} (--strict)")
             tell(note)
     for label in options.drop_label:
-        if not any(label_value(label) in map(label_value, set(examples.labels)) for examples in splits.values()):
+        if label and not any(
+            label_value(label) in map(label_value, set(examples.labels)) for examples in splits.values()
+        ):
             tell(f"note: no row is labelled {label!r} (--drop_label)")
     splits = {split: own.drop_labels(split, examples, options.drop_label) for split, examples in splits.items()}
     return splits, columns["text"]

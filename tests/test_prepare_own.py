@@ -190,7 +190,7 @@ def test_rows_without_a_label_or_with_an_unwanted_one_are_left_out_and_told(run)
         in printed
     )
     assert "t.tsv: left out 1 row without a label: line 4\n" in printed
-    assert "train: left out 2 rows labelled '-1', '-': a.tsv, line 4; a.tsv, line 8\n" in printed
+    assert "train: left out 2 rows labelled '-1', '-': a.tsv, line 4; line 8\n" in printed
     assert "test: left out 1 row labelled '-1.0': t.tsv, line 3\n" in printed
     assert "note: no row is labelled 'odd' (--drop_label)\n" in printed and "often mean" not in printed
     assert examples("train") == examples("dev") == [("1", "a", 0), ("2", "b", 1), ("6", "e", 0)]
@@ -366,12 +366,12 @@ def test_the_table_of_many_classes_is_a_range_and_columns_stay_apart(run, capsys
     assert "in train, 4 to 5 in dev, 0 to 1 in test\n" in printed and "  label\n" not in printed
     _print_row("train", "2,000,000,000", "30,000,000,000", [20006, 20007, 100_000, 100_000])
     counts = {"train": [12_345_678, 1], "dev": [1_234_567, 1], "test": None}
-    _print_classes(counts, ["a", "b" * 100])
+    _print_classes(counts, ["a\u200b", "b" * 100])
     assert capsys.readouterr().out.splitlines() == [
         "train 2,000,000,000 30,000,000,000 20006 20007 100000 100000",
         "test: no labels",
         "     train       dev  label",
-        "12,345,678 1,234,567  a",
+        "12,345,678 1,234,567  a\\u200b",
         f"         1         1  {'b' * 58}",
     ]
 

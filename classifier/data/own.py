@@ -197,12 +197,12 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
         has_text = [bool(text.strip()) for text in part.texts]
         has_label = [bool(label) or not has_labels for label in part.labels]
-        without = {"text": [not each for each in has_text]}
-        without["label"] = [not label and text for text, label in zip(has_text, has_label, strict=True)]
-        for what, is_missing in without.items():
-            if missing := list(compress(table.lines, is_missing)):
-                rows = counted(len(missing), "row")
-                notes.append(f"{table.path}: left out {rows} without a {what}: {listed(table.unit, missing)}")
+        without_text = [row for row, is_there in enumerate(has_text) if not is_there]
+        without_label = [row for row, is_there in enumerate(has_label) if has_text[row] and not is_there]
+        for what, missing in (("text", without_text), ("label", without_label)):
+            if missing:
+                rows, where = counted(len(missing), "row"), listed(table.unit, [table.lines[row] for row in missing])
+                notes.append(f"{table.path}: left out {rows} without a {what}: {where}")
         parts[number] = part.select([text and label for text, label in zip(has_text, has_label, strict=True)])
     if not any(part.texts for part in parts):
         what = "a text and a label" if has_labels else "a text"
@@ -240,8 +240,10 @@ def drop_labels(split: str, examples: Examples, unwanted: list[str]) -> Examples
             return examples._replace(labels=[""] * len(is_dropped))
         raise UserError(f"no row of {split} is left: --drop_label names all its labels")
     places = list(compress(examples.places, is_dropped))
-    names, more = ", ".join(map(repr, sorted(dropped, key=label_order))), "; ..." if len(places) > 5 else ""
-    tell(f"{split}: left out {counted(len(places), 'row')} labelled {names:.200}: {'; '.join(places[:5])}{more}")
+    file, names = places[0].rpartition(", ")[0], ", ".join(map(repr, sorted(dropped, key=label_order)))
+    first = "; ".join([places[0], *(place.removeprefix(f"{file}, ") for place in places[1:5])])
+    more = "; ..." if len(places) > 5 else ""
+    tell(f"{split}: left out {counted(len(places), 'row')} labelled {names:.200}: {first}{more}")
     return examples.select([not each for each in is_dropped])
 
 

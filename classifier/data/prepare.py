@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from tqdm import tqdm
@@ -163,4 +164,6 @@ def _print_classes(counts: dict[str, list[int] | None], names: list[str]) -> Non
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row, name in zip(rows, ["label", *names], strict=True):
         cells = " ".join(f"{cell:>{max(width, 7)}}" for cell, width in zip(row, widths, strict=True))
+        # invisible characters are shown, but for the two joiners, which are part of words and emoji
+        name = "".join(ascii(c)[1:-1] if category(c) == "Cf" and c not in "\u200c\u200d" else c for c in name)
         print(f"{cells}  {name:.{max(78 - len(cells), 20)}}")

@@ -60,7 +60,8 @@ class Table(NamedTuple):
             return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
-            raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number")
+            hint = "a row has one text and one label, so write one value into each"
+            raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number: {hint}")
         if value is None or value != value:
             return ""
         return str(value).lower() if isinstance(value, bool) else str(value)

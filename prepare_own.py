@@ -94,10 +94,9 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
             if options.strict:
                 raise UserError(f"{note} (--strict)")
             tell(note)
+    known = {label_value(label) for examples in splits.values() for label in {"", *examples.labels}}
     for label in options.drop_label:
-        if label and not any(
-            label_value(label) in map(label_value, set(examples.labels)) for examples in splits.values()
-        ):
+        if label_value(label) not in known:
             tell(f"note: no row is labelled {label!r} (--drop_label)")
     splits = {split: own.drop_labels(split, examples, options.drop_label) for split, examples in splits.items()}
     return splits, columns["text"]
@@ -122,11 +121,7 @@ def read_options() -> Namespace:
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
-    add(
-        "--strict",
-        action="store_true",
-        help="refuse files that need a note, for example rows without a text or a label",
-    )
+    add("--strict", action="store_true", help="refuse files that need a note, as for rows without a text or label")
     drop = "leave out rows with these labels, as in --drop_label -1 n/a (rows without a label always are)"
     add("--drop_label", metavar="LABEL", nargs="+", action="extend", default=[], help=drop)
     add("--labels", metavar="LABEL", nargs="+", default=[], help="the classes' names, in order (default: the labels)")
@@ -145,7 +140,7 @@ def read_options() -> Namespace:
     if len(options.label_column) > 1:
         raise UserError(
             f"--label_column {' '.join(options.label_column)}: a text has one class here, so pass one column: prepare "
-            f"each with its own --name, or, if each text has exactly one of them, put its name into one column"
+            f"each with its own --name, or, if each text has just one of them, put its name into one column"
         )
     options.drop_label = [label.strip() for label in options.drop_label]
     options.labels = [label.strip() for label in options.labels]

@@ -107,8 +107,7 @@ def other_labels_note(table: Table, columns: Columns) -> str | None:
 
     def is_yes_or_no(name: str) -> bool:
         with suppress(UserError):  # for lists, and for two columns of one name
-            values = {label_value(cell.strip()) for cell in set(table.column(name))}
-            return bool(values) and (values <= {0, 1} or values <= {"true", "false"})
+            return all(label_value(cell.strip()) in (0, 1, "true", "false") for cell in set(table.column(name)))
         return False
 
     label = _find_column(table, columns["label"][0])
@@ -118,9 +117,9 @@ def other_labels_note(table: Table, columns: Columns) -> str | None:
     if len(others) < 2:
         return None
     return (
-        f"note: {', '.join(map(repr, others)):.200} are 0 or 1 in each row, as {label!r} is. If "
-        f"they are labels, too: only {label!r} is learnt. Prepare each of the others with its own --name, or, if each "
-        f"text has exactly one of them, put its name into one column"
+        f"note: {', '.join(map(repr, others)):.200} are 0 or 1 in each row, as {label!r} is. If they are labels, too: "
+        f"only {label!r} is learnt. Prepare each of the others with its own --name, or, if each text has just one of "
+        f"them, put its name into one column"
     )
 
 

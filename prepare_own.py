@@ -23,7 +23,7 @@ from classifier import errors
 from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.prepare import prepare, source_name
-from classifier.data.rows import counted, read_table
+from classifier.data.rows import Table, counted, delimiter_named, read_lines, read_table
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
@@ -76,10 +76,10 @@ def main() -> None:
 
 def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Examples], list[str]]:
     """Return split -> examples, and the names of their text columns; print how the files were read."""
-    how = options.no_header, options.quoting, options.encoding
-    tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
-    columns = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
-    columns, reasons = own.choose_columns(tables["train"][0], columns)
+    if options.label_from_name:
+        tables, columns, reasons = read_classes(files, options)
+    else:
+        tables, columns, reasons = read_tables(files, options)
     tell(f"columns: {reasons}")
     splits = {}
     for split in files:
@@ -89,6 +89,39 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
                 raise UserError(f"{note} (--strict)")
             tell(note)
     return splits, columns["text"]
+
+
+Tables = dict[str, list[Table]]  # of each split
+
+
+def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
+    """Return the tables, their columns, and a line about the choice of columns."""
+    how = options.no_header, options.quoting, options.encoding, options.delimiter
+    try:
+        tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
+        named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
+        return tables, *own.choose_columns(tables["train"][0], named)
+    except UserError as error:
+        endings = {path.suffix for path in files["train"] if path.is_file()}
+        if len(files["train"]) == 1 or endings & {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx"}:
+            raise
+        raise UserError(f"{error}; or, if each file has the texts of one class, add --label_from_name") from None
+
+
+def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
+    """Return tables of files with the texts of one class each, their columns, and a line about the labels."""
+    labels = {"train": own.labels_of_names(files["train"])}
+    for split, paths in files.items():
+        if split != "train":
+            labels[split] = own.labels_of_names(paths, set(labels["train"]))
+    pairs = {split: zip(paths, labels[split], strict=True) for split, paths in files.items()}
+    tables = {split: [read_lines(*pair, options.encoding) for pair in each] for split, each in pairs.items()}
+    found = dict.fromkeys(labels["train"])
+    return (
+        tables,
+        {"text": ["text"], "label": ["label"]},
+        f"each line is a text, labels in the files' names: {', '.join(found):.200}",
+    )
 
 
 def read_options() -> Namespace:
@@ -107,6 +140,9 @@ def read_options() -> Namespace:
     add("--id_column", **column, nargs=1, help="ids (default: id if there is one, otherwise the row's number)")
     add("--group_column", **column, nargs=1, help="rows with the same value here are not split between train and dev")
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
+    by_name = "each line is a text, and the label is in the file's name, as in neg.txt and pos.txt"
+    add("--label_from_name", action="store_true", help=by_name)
+    add("--delimiter", type=delimiter_named, help="comma, tab, semicolon, pipe or a character (default: detected)")
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
     add("--strict", action="store_true", help="refuse files that need a note, for example rows without a text")
@@ -123,6 +159,10 @@ def read_options() -> Namespace:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if options.group_column and options.dev:
         raise UserError("--group_column only affects how dev is split off: remove it, or --dev")
+    columns = ("text_column", "label_column", "id_column", "group_column")
+    ignored = [name for name in (*columns, "no_header", "delimiter", "quoting") if getattr(options, name)]
+    if options.label_from_name and ignored:
+        raise UserError(f"--label_from_name reads each line as a text, whole: remove --{ignored[0]}")
     options.labels = [label.strip() for label in options.labels]
     if options.labels and len(set(options.labels)) < max(len(options.labels), 2):
         raise UserError(f"--labels must name at least two classes, each once, not {' '.join(options.labels)}")

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from itertools import chain, compress
 from pathlib import Path
@@ -11,19 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifier.data.rows import Table, counted, listed, read_table
+from classifier.data.rows import USUAL_NAMES, Table, counted, read_table
 from classifier.errors import UserError, tell
 
-USUAL_NAMES = {  # in lower case; the second tuple counts where no column has a name of the first
-    "text": (
-        ("text", "sentence", "review", "content", "comment"),
-        ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
-    ),
-    "label": (
-        ("label", "sentiment", "category", "class", "target"),
-        ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
-    ),
-}
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
 MAX_CLASSES = 2**15  # class numbers are int16
 
@@ -121,7 +111,9 @@ def _columns_with_values(table: Table) -> str:
 
 
 def _unclear(table: Table, problem: str, role: str) -> UserError:
-    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_columns_with_values(table)}")
+    is_one = table.records and len(table.columns) == 1
+    hint = "; if a character stands between several columns, name it with --delimiter" if is_one else ""
+    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_columns_with_values(table)}{hint}")
 
 
 def _refuse_example(table: Table) -> None:
@@ -132,6 +124,41 @@ def _refuse_example(table: Table) -> None:
                 f"{table.path}: the first line looks like an example, not like columns' names ({name[:40]!r}): add "
                 f"--no_header, which names the columns 1, 2, 3, or pass --text_column and --label_column"
             )
+
+
+def labels_of_names(paths: list[Path], classes: Collection[str] = ()) -> list[str]:
+    """Return the label in each file's name: the part that the others do not share, or one of some classes.
+
+    rt-polarity.neg.txt and rt-polarity.pos.txt have neg and pos. Names are compared part by part, as not_spam.txt and
+    spam.txt show.
+    """
+    names = [re.sub(r"(?<=.)(\.(txt|gz|zip|bz2|xz))+$", "", path.name) for path in paths]
+    names = [re.split(r"([._\s-]+)", name) for name in names]  # parts, and what is between them
+    first, last = (_shared([name[::step] for name in names]) for step in (1, -1))
+    labels = ["".join(name[first : len(name) - last]) for name in names]
+    if not classes and len(set(labels)) == 1:
+        raise UserError(f"{paths[0].name}: no other class: pass a file for each, as --train neg.txt pos.txt")
+    if set(labels) <= set(classes or labels):
+        return labels
+    return [_class_in_name(path, classes) for path in paths]
+
+
+def _shared(names: list[list[str]]) -> int:
+    """Return how many parts at the beginning are the same in all names; one part of each is left."""
+    number = 0
+    while number + 1 < min(map(len, names)) and len({tuple(name[: number + 2]) for name in names}) == 1:
+        number += 2  # a part, and what is behind it
+    return number
+
+
+def _class_in_name(path: Path, classes: Collection[str]) -> str:
+    """Return the longest of the classes that is a part of a file's name."""
+    found = [name for name in classes if re.search(rf"(?<![^._\s-]){re.escape(name)}(?![^._\s-])", path.name)]
+    longest = [name for name in found if len(name) == max(map(len, found))]
+    if len(longest) != 1:
+        problem = f"its name has {' and '.join(sorted(found))}" if found else "its name has none"
+        raise UserError(f"{path}: {problem} of the classes {', '.join(sorted(classes))[:200]!r}: rename it")
+    return longest[0]
 
 
 # -----------------------------------------------------------------------------
@@ -168,10 +195,10 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
         part = Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
-        empty = [line for line, text in zip(table.lines, texts, strict=True) if not text.strip()]
+        empty = [row for row, text in enumerate(texts) if not text.strip()]
         if empty:
             rows = counted(len(empty), "row")
-            notes.append(f"{table.path}: left out {rows} without a text: {listed(table.unit, empty)}")
+            notes.append(f"{table.path}: left out {rows} without a text: {table.where(empty)}")
             part = part.select([bool(text.strip()) for text in texts])
         parts.append(part)
     if not any(part.texts for part in parts):
@@ -292,8 +319,9 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
     try:
         size = math.ceil(share * len(first))
         _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)
-    except ValueError as error:
-        raise UserError(f"cannot set a share of {share} aside as dev ({error}): {hint}") from None
+    except ValueError:
+        few = f"only {len(first):,} different texts, too few for a dev split of each of the {len(names)} classes"
+        raise UserError(f"{few} with a share of {share}: {hint}") from None
     in_dev = np.isin(sentence_of_row, dev)
     left = np.bincount(labels[~in_dev], minlength=len(names))
     if left.min() == 0:

@@ -34,6 +34,10 @@ best_by = "macro_f1"
 """
 
 
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
+Tables = dict[str, list[Table]]  # split -> its files
+
+
 def main() -> None:
     options = read_options()
     folder, config = Path("data") / options.name, Path("config") / f"finetune_{options.name}.py"
@@ -91,9 +95,6 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
     return splits, columns["text"]
 
 
-Tables = dict[str, list[Table]]  # of each split
-
-
 def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
     """Return the tables, their columns, and a line about the choice of columns."""
     how = options.no_header, options.quoting, options.encoding, options.delimiter
@@ -102,26 +103,21 @@ def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Table
         named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
         return tables, *own.choose_columns(tables["train"][0], named)
     except UserError as error:
-        endings = {path.suffix for path in files["train"] if path.is_file()}
-        if len(files["train"]) == 1 or endings & {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx"}:
+        may_be_classes = [path.is_file() and path.suffix not in TABLES for path in files["train"]]
+        if len(may_be_classes) == 1 or not all(may_be_classes):
             raise
         raise UserError(f"{error}; or, if each file has the texts of one class, add --label_from_name") from None
 
 
 def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
     """Return tables of files with the texts of one class each, their columns, and a line about the labels."""
-    labels = {"train": own.labels_of_names(files["train"])}
+    classes = own.labels_of_names(files["train"])
+    tables = {}
     for split, paths in files.items():
-        if split != "train":
-            labels[split] = own.labels_of_names(paths, set(labels["train"]))
-    pairs = {split: zip(paths, labels[split], strict=True) for split, paths in files.items()}
-    tables = {split: [read_lines(*pair, options.encoding) for pair in each] for split, each in pairs.items()}
-    found = dict.fromkeys(labels["train"])
-    return (
-        tables,
-        {"text": ["text"], "label": ["label"]},
-        f"each line is a text, labels in the files' names: {', '.join(found):.200}",
-    )
+        labels = classes if split == "train" else own.labels_of_names(paths, set(classes))
+        tables[split] = [read_lines(path, label, options.encoding) for path, label in zip(paths, labels, strict=True)]
+    reasons = f"each line is a text, labels in the files' names: {', '.join(dict.fromkeys(classes)):.200}"
+    return tables, {"text": ["text"], "label": ["label"]}, reasons
 
 
 def read_options() -> Namespace:

@@ -124,7 +124,7 @@ REFUSED = {  # rows of a.tsv, arguments, the message
     "empty label": ([("a", "pos"), ("b", " ")], [], "a.tsv, line 3: no label: label the row or remove it"),
     "label of control characters": ([("a", "\x1b[2J")], [], "line 2: the label .* has control characters: rename it"),
     "repeats of one": ([*GOOD, ("so", "meh"), ("so", "meh")], [], "the class 'meh' has fewer than two different texts"),
-    "share too small": (GOOD, [], "cannot set a share of 0.1 aside as dev .*: add texts, change"),
+    "share too small": (GOOD, [], "only 4 different texts, too few .* the 2 classes with a share of 0.1: add texts"),
     "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
     "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),

@@ -152,13 +152,13 @@ def _shared(names: list[list[str]]) -> int:
 
 
 def _class_in_name(path: Path, classes: Collection[str]) -> str:
-    """Return the longest of the classes that is a part of a file's name."""
+    """Return the one of the classes that is a part of a file's name, and of no other class in it."""
     found = [name for name in classes if re.search(rf"(?<![^._\s-]){re.escape(name)}(?![^._\s-])", path.name)]
-    longest = [name for name in found if len(name) == max(map(len, found))]
-    if len(longest) != 1:
+    found = [name for name in found if not any(name in other for other in found if other != name)]
+    if len(found) != 1:
         problem = f"its name has {' and '.join(sorted(found))}" if found else "its name has none"
         raise UserError(f"{path}: {problem} of the classes {', '.join(sorted(classes))[:200]!r}: rename it")
-    return longest[0]
+    return found[0]
 
 
 # -----------------------------------------------------------------------------

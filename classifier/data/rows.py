@@ -40,6 +40,7 @@ LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 MARK = "\ufeff"  # a byte order mark, decoded; files that were put together have some in the middle
 BETWEEN_OBJECTS = re.compile(rf"[\s,\[\]{MARK}]*")  # in an array or in JSON lines
 DELIMITERS = {"comma": ",", "semicolon": ";", "pipe": "|", "\\t": "\t", "tab": "\t"}
+MARKDOWN = re.compile(r"[^\r\n]+[\r\n]+[|: ]*-[-|: ]*[\r\n]")  # a header, and a line of dashes
 FASTTEXT = re.compile(r"\s*__label__[^\s,;|]+\s")
 FASTTEXT_LABELS = re.compile(r"(?:__label__\S+(?:[^\S\r\n]+|$))+")
 EXPECTED = 'expected objects, one per line or in an array, like {"text": "Thank you!", "label": "praise"}'
@@ -117,7 +118,7 @@ def read_table(
         raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)}, or these and .gz, .zip, .bz2, .xz")
     text, notes = _decoded(path, content, encoding)
     del content  # as large as the text
-    if is_fasttext and FASTTEXT.match(text):
+    if is_fasttext and FASTTEXT.match(text) and 2 * text.count("__label__") > text.count("\n"):
         table = _read_fasttext(path, text)
     elif ending.startswith(".json") or (not (no_header or quoting or delimiter) and _is_json(text)):
         table = _read_json(path, text)
@@ -359,9 +360,7 @@ def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delim
     if delimiter is None:
         delimiter, more = _delimiter(path, text, start, no_header)
         notes += more
-    if delimiter == "|" and all(
-        re.fullmatch(r"\s*:?-*:?\s*", cell) for cell in (_rows(text, start, "|", 2)[1:] or ["-x"])[0]
-    ):
+    if delimiter == "|" and MARKDOWN.match(text, start):
         raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
     before = sum(1 for _ in LINE.finditer(text, hidden, start))
     read = partial(_read_dialect, path, delimiter=delimiter, start=start, before=before, no_header=no_header)
@@ -386,31 +385,32 @@ def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delim
     return table._replace(notes=(*table.notes, *notes))
 
 
-def _rows(text: str, start: int, delimiter: str, number: int) -> list[list[str]]:
-    """Return the first rows that are not empty."""
+def _rows(text: str, start: int, delimiter: str) -> list[list[str]]:
+    """Return the first 50 rows but for empty ones."""
     rows = csv.reader((match[0] for match in LINE.finditer(text, start)), delimiter=delimiter)
-    return [row for row in islice(rows, number) if row]
+    return [row for row in islice(rows, 50) if row]
 
 
 def _delimiter(path: Path, text: str, start: int, no_header: bool) -> tuple[str, tuple[str, ...]]:
     """Return the delimiter, and a note if another one may be meant.
 
     It is the one that cuts most rows into as many columns as the first row; of equals, into most columns. One that cuts
-    all rows, into texts and labels, comes first. A | is taken if no other fits, since there are texts with it.
+    all rows, into texts and labels, comes first. Texts contain |, too: it comes last, and needs a header, or labels.
     """
 
-    def evenness(delimiter: str) -> tuple[int, int]:
-        widths = [len(row) for row in _rows(text, start, delimiter, 50)] or [1]
-        even = widths.count(widths[0]) if widths[0] > 1 else 0
-        return even if delimiter != "|" or 2 * even > len(widths) else 0, widths[0]
-
     def fit(delimiter: str) -> tuple:
-        rows, (even, width) = _rows(text, start, delimiter, 50), evenness(delimiter)
-        fits = 0 < even == len(rows)
-        return fits and _are_examples(rows), fits, even, delimiter != "|", width
+        rows = _rows(text, start, delimiter)
+        widths = list(map(len, rows)) or [1]
+        even = widths.count(widths[0]) if widths[0] > 1 else 0
+        fits = 0 < even == len(widths)
+        are_examples = fits and _are_examples(rows)
+        if delimiter == "|" and (not are_examples if no_header else 2 * even <= len(widths)):
+            even, fits = 0, False
+        return are_examples, fits, even > 0, delimiter != "|", even, widths[0]
 
-    usual, found = max("\t,;", key=evenness), max("\t,;|", key=fit)
-    if found == usual or (evenness(usual)[0] == 0 and not no_header):
+    fits = {delimiter: fit(delimiter) for delimiter in "\t,;|"}
+    usual, found = max("\t,;", key=lambda delimiter: fits[delimiter][4:]), max(fits, key=fits.get)
+    if found == usual or (fits[usual][4] == 0 and not no_header):
         return found, ()
     words = {character: word for word, character in DELIMITERS.items()}
     how = f"if that is wrong, add --delimiter {words[usual]}"
@@ -435,26 +435,24 @@ def _after_comments(
     block = re.compile(r"(?:#[^\r\n]*(?:\r\n?|\n)|[ \t]*(?:\r\n?|\n))+").match(text, start)
     if not block or "#" not in block[0] or not text[block.end() :].strip():
         return start, ()
-    end = block.end()
-
-    def is_comment(place: int) -> bool:
-        character = delimiter or _delimiter(path, text, place, no_header)[0]
-        row, other = _rows(text, place, character, 1)[0], _rows(text, end, character, 1)[0]
-        if any("\n" in cell[:-1] for cell in row):
-            return False  # a cell in quotes, of several lines
-        if len(row) != len(other) or (len(row) == 1 < len(_rows(text, end, usual, 1)[0])):
-            return True
-        if no_header or _has_usual_name(row):
-            return False
-        is_prose = any(cell[:1] == " " for cell in row[1:]) and not any(cell[:1] == " " for cell in other)
-        return is_prose or _has_usual_name(other)
-
-    usual = delimiter or _delimiter(path, text, end, no_header)[0]
-    lines = [match for match in LINE.finditer(text, start, end) if match[0][0] == "#"]
-    comments = [number for number, match in enumerate(lines, start=1) if is_comment(match.start())]
-    if not comments:
+    usual = delimiter or _delimiter(path, text, block.end(), no_header)[0]
+    widths = list(map(len, _rows(text, block.end(), usual)))
+    width = widths[0] if not no_header or 1 < widths.count(widths[0]) == len(widths) else 1
+    lines, number = [match for match in LINE.finditer(text, start, block.end()) if match[0][0] == "#"], 0
+    for count, line in enumerate(lines, start=1):
+        row, *others = _rows(text, line.start(), delimiter or _delimiter(path, text, line.start(), no_header)[0])
+        other = next((each for each in others if each[0][:1] != "#"), row)
+        is_alike = len(row) == len(other) and (len(row) > 1 or width == 1)
+        if no_header:
+            is_alike = is_alike or line[0][1:2].isalnum()  # a hashtag
+        elif is_alike:
+            if _has_usual_name(row):
+                break  # the header
+            is_prose = row[0][:2] == "# " and any(cell[:1] == " " for cell in row[1:])
+            is_alike = not _has_usual_name(other) and not (is_prose and not any(cell[:1] == " " for cell in other))
+        number = number if is_alike else count
+    if not number:
         return start, ()
-    number = comments[-1]
     return lines[number - 1].end(), (f"{path}: skipped {counted(number, 'line')} of comments (#) before the first row",)
 
 

@@ -4,7 +4,8 @@ python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
 python prepare_own.py --train my.csv --name mytask   # a tenth becomes dev
 
 A file is .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx, text also packed
-(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one per class.
+(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one per class;
+or, with --label_from_name, one file of lines per class (neg.txt pos.txt).
 When a file has changed, run the command again: it replaces data/NAME and
 keeps config/finetune_NAME.py.
 """

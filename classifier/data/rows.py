@@ -61,7 +61,10 @@ class Table(NamedTuple):
 
     def place(self, row: int) -> str:
         """Return where a row is, for a message: "my.csv, line 9 (row 7 in a spreadsheet)"."""
-        return f"{self.path}, {self.where([row])}"
+        place = f"{self.path}, {self.unit} {self.lines[row]}"
+        if not self.records or self.records[row] == self.lines[row]:
+            return place  # without where's lists: this is called for each row
+        return f"{place} (row {self.records[row]} in a spreadsheet)"
 
     def where(self, rows: Sequence[int]) -> str:
         """Return where the first five of some rows are: "lines 3, 9 (rows 3, 7 in a spreadsheet)"."""

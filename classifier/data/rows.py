@@ -366,8 +366,8 @@ def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delim
     if delimiter == "|" and MARKDOWN.match(text, start):
         raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
     before = sum(1 for _ in LINE.finditer(text, hidden, start))
-    read = partial(_read_dialect, path, delimiter=delimiter, start=start, before=before, no_header=no_header)
-    read = partial(read, first=before + 1 + (hidden > 0))
+    places = {"start": start, "before": before, "first": before + 1 + (hidden > 0)}
+    read = partial(_read_dialect, path, delimiter=delimiter, no_header=no_header, **places)
     table, problem = read(text, is_quoted=quoting != "none")
     if quoting is None and '"' in text:
         if problem:
@@ -438,10 +438,12 @@ def _after_comments(
     block = re.compile(r"(?:#[^\r\n]*(?:\r\n?|\n)|[ \t]*(?:\r\n?|\n))+").match(text, start)
     if not block or "#" not in block[0] or not text[block.end() :].strip():
         return start, ()
+    lines, number = [match for match in LINE.finditer(text, start, block.end()) if match[0][0] == "#"], 0
+    if len(lines) > 100:
+        return start, ()  # texts
     usual = delimiter or _delimiter(path, text, block.end(), no_header)[0]
     widths = list(map(len, _rows(text, block.end(), usual)))
     width = widths[0] if not no_header or 1 < widths.count(widths[0]) == len(widths) else 1
-    lines, number = [match for match in LINE.finditer(text, start, block.end()) if match[0][0] == "#"], 0
     for count, line in enumerate(lines, start=1):
         row, *others = _rows(text, line.start(), delimiter or _delimiter(path, text, line.start(), no_header)[0])
         other = next((each for each in others if each[0][:1] != "#"), row)

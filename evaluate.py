@@ -17,7 +17,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from classifier.answers.explain import explain
 from classifier.answers.models import Classifier, load_all, log_probabilities, predict_all, prepared_folder
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import cells_of, choose_columns, class_numbers
-from classifier.data.rows import counted, listed, read_table
+from classifier.data.rows import counted, delimiter_named, listed, read_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 
@@ -39,7 +39,16 @@ SUBMISSION_SPLITS = ["dev", "test"]
 GOES_WITH = {
     "info": [],
     "text": ["explain"],
-    "file": ["predictions", "overwrite", "text_column", "label_column", "no_header", "quoting", "encoding"],
+    "file": [
+        "predictions",
+        "overwrite",
+        "text_column",
+        "label_column",
+        "no_header",
+        "delimiter",
+        "quoting",
+        "encoding",
+    ],
     "calibrate": ["data_dir", "overwrite"],
     "split": ["data_dir", "overwrite", "predictions", "plots", "submission", "compare", "errors"],
 }
@@ -200,7 +209,8 @@ def decode_lines(lines: Iterable[bytes], blank: list[int], unreadable: list[int]
 def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
     """Write a file again with the answers as further columns; report on them where the file has labels."""
     first = classifiers[0]
-    table = read_table(arguments.file, arguments.no_header, arguments.quoting, arguments.encoding)
+    how = arguments.no_header, arguments.quoting, arguments.encoding, arguments.delimiter
+    table = read_table(arguments.file, *how)
     named = {"text": arguments.text_column, "label": arguments.label_column}
     columns, reasons = choose_columns(table, named, ["text"], ["label"], first.text_columns)
     for line in (f"columns: {reasons}", *table.notes):
@@ -214,8 +224,8 @@ def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
     labels = cells_of(table, columns["label"]) if "label" in columns else [""] * len(found)
     numbers = class_numbers(labels, first.label_names, first.file_labels)
     is_labelled = np.array([bool(label.strip()) for label in labels])
-    if unknown := list(compress(table.lines, is_answered & is_labelled & (numbers < 0))):
-        rows = f"{len(unknown):,} of {len(found):,} rows ({listed(table.unit, unknown)})"
+    if unknown := np.flatnonzero(is_answered & is_labelled & (numbers < 0)).tolist():
+        rows = f"{len(unknown):,} of {len(found):,} rows, {table.where(unknown)}"
         errors.tell(f"note: not compared, since their labels are none of the classes: {rows}")
     is_compared = is_answered & (numbers >= 0)
     if is_compared.any():
@@ -247,6 +257,7 @@ def parse_arguments() -> Namespace:
     add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name)")
     add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
+    add("--delimiter", type=delimiter_named, help="of --file: comma, tab, semicolon, pipe (default: detected)")
     add("--quoting", choices=("csv", "none"), help="of --file: CSV's quotes, or none (default: detected)")
     add("--encoding", metavar="NAME", help="of --file, if it is not UTF-8, as in cp1252")
     add("--text", nargs="+", help="classify one text, a part for each text column; - reads a text a line from stdin")

@@ -4,17 +4,17 @@ python prepare_own.py --train my.csv --dev my_dev.csv --name mytask
 python prepare_own.py --train my.csv --name mytask   # a tenth becomes dev
 
 A file is .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx, text also packed
-(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one per class.
+(.gz, .zip, .bz2, .xz); or a folder of folders of .txt files, one per class;
+or, with --label_from_name, one file of lines per class (neg.txt pos.txt).
 When a file has changed, run the command again: it replaces data/NAME and
 keeps config/finetune_NAME.py.
 """
 
 import math
 import re
-import textwrap
 from argparse import Namespace
 from contextlib import suppress
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ import numpy as np
 from classifier import errors
 from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
+from classifier.data.labels import label_notes, label_value
 from classifier.data.prepare import prepare, source_name
-from classifier.data.rows import counted, read_table
+from classifier.data.rows import Table, counted, delimiter_named, read_lines, read_table
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
@@ -32,6 +33,10 @@ UNBALANCED = """
 class_weights = "balanced"
 best_by = "macro_f1"
 """
+
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
+Tables = dict[str, list[Table]]  # split -> its files
 
 
 def main() -> None:
@@ -45,6 +50,9 @@ def main() -> None:
         sources = source_name(files["train"]), source_name(files.get("dev", files["train"]))
         refuse_to_replace(folder, options.name, sources, text_columns)
     labels, names = own.name_classes(splits["train"], options.labels)
+    others = chain(*(examples.labels for split, examples in splits.items() if split != "train"))
+    for note in label_notes(splits["train"].labels, others):
+        tell(note)
     rows = len(splits["train"].texts)
     if 2 * len(labels) > rows:
         tell(f"note: {len(labels):,} classes in {rows:,} rows: if this is not the label column, pass --label_column")
@@ -58,10 +66,11 @@ def main() -> None:
     counts = np.bincount(splits["dev"].labels, minlength=len(names))
     few = [name for name, count in zip(names, counts, strict=True) if count < 5]
     if few:
-        tell(f"note: dev has fewer than 5 texts of {', '.join(few)[:200]}: too few to measure")
+        names_of_few = ", ".join(few[:10])[:200] + (f" and {len(few) - 10:,} more" if len(few) > 10 else "")
+        tell(f"note: dev has fewer than 5 texts of {names_of_few}: too few to measure")
     as_read = {"labels": labels, "text_columns": text_columns}
     prepare(options.name, splits, files, names, as_read, folder)
-    print_report(splits, names)
+    print_report(splits)
     lengths = np.diff(load_split(folder, "train").offsets)
     if config.exists() and not options.overwrite:
         tell(f"kept {config}, which may have your changes (--overwrite replaces it)")
@@ -76,11 +85,13 @@ def main() -> None:
 
 def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Examples], list[str]]:
     """Return split -> examples, and the names of their text columns; print how the files were read."""
-    how = options.no_header, options.quoting, options.encoding
-    tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
-    columns = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
-    columns, reasons = own.choose_columns(tables["train"][0], columns)
+    if options.label_from_name:
+        tables, columns, reasons = read_classes(files, options)
+    else:
+        tables, columns, reasons = read_tables(files, options)
     tell(f"columns: {reasons}")
+    if note := own.other_labels_note(tables["train"][0], columns):
+        tell(note)
     splits = {}
     for split in files:
         splits[split], notes = own.read_examples(tables[split], columns, split == "test")
@@ -88,7 +99,37 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
             if options.strict:
                 raise UserError(f"{note} (--strict)")
             tell(note)
+    known = {label_value(label) for examples in splits.values() for label in {"", *examples.labels}}
+    for label in options.drop_label:
+        if label_value(label) not in known:
+            tell(f"note: no row is labelled {label!r} (--drop_label)")
+    splits = {split: own.drop_labels(split, examples, options.drop_label) for split, examples in splits.items()}
     return splits, columns["text"]
+
+
+def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
+    """Return the tables, their columns, and a line about the choice of columns."""
+    how = options.no_header, options.quoting, options.encoding, options.delimiter
+    try:
+        tables = {split: [read_table(path, *how) for path in paths] for split, paths in files.items()}
+        named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
+        return tables, *own.choose_columns(tables["train"][0], named)
+    except UserError as error:
+        may_be_classes = [path.is_file() and path.suffix not in TABLES for path in files["train"]]
+        if len(may_be_classes) == 1 or not all(may_be_classes):
+            raise
+        raise UserError(f"{error}; or, if each file has the texts of one class, add --label_from_name") from None
+
+
+def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
+    """Return tables of files with the texts of one class each, their columns, and a line about the labels."""
+    classes = own.labels_of_names(files["train"])
+    tables = {}
+    for split, paths in files.items():
+        labels = classes if split == "train" else own.labels_of_names(paths, set(classes))
+        tables[split] = [read_lines(path, label, options.encoding) for path, label in zip(paths, labels, strict=True)]
+    reasons = f"each line is a text, labels in the files' names: {', '.join(dict.fromkeys(classes)):.200}"
+    return tables, {"text": ["text"], "label": ["label"]}, reasons
 
 
 def read_options() -> Namespace:
@@ -101,15 +142,21 @@ def read_options() -> Namespace:
     add("--test", **several, help="a file to predict; it needs no labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
     column = {"metavar": "COLUMN", "default": []}
-    joined = "texts (default: found by name, as text); several columns are joined by line ends, in the order given"
+    joined = "texts (default: found by name, as text); several columns are joined by line ends, in the order given: if "
+    joined += "a text is too long, the first is cut first (the setting keep=first keeps the beginning)"
     add("--text_column", **column, nargs="+", help=joined)
-    add("--label_column", **column, nargs=1, help="labels (default: found by name, as label or class)")
+    add("--label_column", **column, nargs="+", help="labels, one column (default: found by name, as label or class)")
     add("--id_column", **column, nargs=1, help="ids (default: id if there is one, otherwise the row's number)")
     add("--group_column", **column, nargs=1, help="rows with the same value here are not split between train and dev")
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
+    by_name = "each line is a text, and the label is in the file's name, as in neg.txt and pos.txt"
+    add("--label_from_name", action="store_true", help=by_name)
+    add("--delimiter", type=delimiter_named, help="comma, tab, semicolon, pipe or a character (default: detected)")
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
-    add("--strict", action="store_true", help="refuse files that need a note, for example rows without a text")
+    add("--strict", action="store_true", help="refuse files that need a note, as for rows without a text or label")
+    drop = "leave out rows with these labels, as in --drop_label -1 n/a (rows without a label always are)"
+    add("--drop_label", metavar="LABEL", nargs="+", action="extend", default=[], help=drop)
     add("--labels", metavar="LABEL", nargs="+", default=[], help="the classes' names, in order (default: the labels)")
     add("--dev_share", metavar="SHARE", type=float, default=0.1, help="dev's share without --dev (default: 0.1)")
     add("--seed", metavar="N", type=int, default=1337, help="draw other rows for dev (default: 1337)")
@@ -123,6 +170,16 @@ def read_options() -> Namespace:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if options.group_column and options.dev:
         raise UserError("--group_column only affects how dev is split off: remove it, or --dev")
+    columns = ("text_column", "label_column", "id_column", "group_column")
+    ignored = [name for name in (*columns, "no_header", "delimiter", "quoting") if getattr(options, name)]
+    if options.label_from_name and ignored:
+        raise UserError(f"--label_from_name reads each line as a text, whole: remove --{ignored[0]}")
+    if len(options.label_column) > 1:
+        raise UserError(
+            f"--label_column {' '.join(options.label_column)}: a text has one class here, so pass one column: prepare "
+            f"each with its own --name, or, if each text has just one of them, put its name into one column"
+        )
+    options.drop_label = [label.strip() for label in options.drop_label]
     options.labels = [label.strip() for label in options.labels]
     if options.labels and len(set(options.labels)) < max(len(options.labels), 2):
         raise UserError(f"--labels must name at least two classes, each once, not {' '.join(options.labels)}")
@@ -146,12 +203,8 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
 # the report, and suggested settings
 
 
-def print_report(splits: dict[str, own.Examples], names: list[str]) -> None:
-    """Print the first 20 classes, and how many sentences are repeated in a split, conflicting or in two splits."""
-    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
-    more = ", ..." if len(names) > 20 else ""
-    if names != [str(number) for number in range(len(names))]:
-        print(textwrap.fill(f"labels: {shown}{more}", 80, subsequent_indent="  "))  # tell would escape joiners
+def print_report(splits: dict[str, own.Examples]) -> None:
+    """Print how many sentences are repeated in a split, with different labels, or in two splits."""
     hashes = {split: own.hash_sentences(examples.texts) for split, examples in splits.items()}
     for split, examples in splits.items():
         repeated, conflicting = own.count_repeats(hashes[split], examples.labels)

@@ -197,6 +197,6 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
         assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
     printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
-    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows\n  (line 2)\n" in printed
+    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows,\n  line 2\n" in printed
     assert "\nlabels to compare with: 1 of 2 rows\n" in printed
     assert not (place / "out.csv").exists()

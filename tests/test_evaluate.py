@@ -190,6 +190,7 @@ def test_from_another_folder_the_data_is_named_that_was_looked_for(place):
 
 def test_an_option_that_would_be_ignored_is_refused(place):
     of_a_file = {"--text_column": "title", "--label_column": "label", "--quoting": "csv", "--encoding": "cp1252"}
+    of_a_file["--delimiter"] = "|"
     for option, value in of_a_file.items():
         assert f"{option} needs --file" in refuse(*EVALUATE, option, value, cwd=place)
     assert "--no_header needs --file" in refuse(*EVALUATE, "--no_header", cwd=place)

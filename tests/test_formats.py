@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from test_prepare_own import examples, run, write  # noqa: F401, run is a fixture
 
 from classifier.data.dataset import load_meta, load_split
-from classifier.data.own import choose_columns, row_text
-from classifier.data.rows import read_table
+from classifier.data.own import choose_columns, labels_of_names, row_text
+from classifier.data.rows import delimiter_named, read_table
 from classifier.errors import UserError
 
 # -----------------------------------------------------------------------------
@@ -56,6 +56,12 @@ def parquet(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
+def viewer(rows: list[dict], **more) -> dict:
+    """An answer of the Hugging Face hub's viewer."""
+    rows = [{"row_idx": number, "row": row, "truncated_cells": []} for number, row in enumerate(rows)]
+    return {"features": [{"feature_idx": 0, "name": "Text"}], "rows": rows, "num_rows_total": len(rows)} | more
+
+
 WRITERS = {  # file name -> its content
     "a.tsv": lambda rows: delimited(rows, "\t").encode(),
     "b.tsv.gz": lambda rows: gzip.compress(delimited(rows, "\t", "\r\n").encode("utf-8-sig")),
@@ -69,10 +75,13 @@ WRITERS = {  # file name -> its content
     "j.json": lambda rows: json.dumps(rows, indent=1).encode(),
     "k.zip": lambda rows: zipped("folder/k.jsonl", json_lines(rows)),
     "l.csv": lambda rows: zipped("l.csv", delimited(rows, ",")),  # not what its name says
+    "n.txt": lambda rows: delimited(rows, "|", "\r\n").encode(),
+    "o.csv": lambda rows: b"# made by hand, in 2020\n#\n" + delimited(rows, ",").encode(),
+    "p.json": lambda rows: json.dumps(viewer(rows)).encode(),
 }
 if find_spec("pyarrow"):
     WRITERS["m.parquet"] = parquet
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from(',;\t"\r\n {}[]é😀')
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from(',;|#\t"\r\n {}[]é😀')
 TEXTS = st.text(CHARACTERS, min_size=1, max_size=40).filter(str.strip)
 ROWS = st.sampled_from([[0, 1], ["complaint", " a, b", '"c;d"', "é"]]).flatmap(
     lambda labels: st.lists(  # of numbers or of words, since a column of parquet has one type
@@ -115,9 +124,22 @@ def test_rows_have_their_lines_whatever_they_span(tmp_path):
     ]:
         (tmp_path / name).write_bytes(content.encode())
         table = read_table(tmp_path / name)
-        assert list(table.lines) == lines and table.place(1) == f"{tmp_path / name}, line {lines[1]}"
+        row = " (row 5 in a spreadsheet)" if name == "a.csv" else ""
+        assert list(table.lines) == lines and table.place(1) == f"{tmp_path / name}, line {lines[1]}{row}"
     table = table_of(tmp_path, f"text,label,notes\ra,x,{'n' * 200_000}\r\n{'b' * 140_000},y,\n")
     assert list(map(len, table.column("text"))) == [1, 140_000] and table.column("label") == ["x", "y"]
+
+
+def test_a_spreadsheet_s_row_is_given_where_it_is_another_one(tmp_path):
+    table = table_of(tmp_path, 'sep=,\n# by hand\ntext,label\n"a\nb",x\n\n,y\nc,z\nd,x\ntext,label\ne,y\nf,z\n')
+    assert table.place(0) == f"{tmp_path / 'a.csv'}, line 4 (row 3 in a spreadsheet)"
+    assert table.where([1, 2]) == "lines 7, 8 (rows 5, 6 in a spreadsheet)"
+    assert table.where(range(6)) == "lines 4, 7, 8, 9, 11, ... (rows 3, 5, 6, 7, 9, ... in a spreadsheet)"
+    assert table.notes[0].endswith("skipped line 10 (row 8 in a spreadsheet), a repeated header")
+    assert table_of(tmp_path, "text,label\n\na,x\nb,y\n").where([0, 1]) == "lines 3, 4"
+    for more, problem in {"a,x,y": "3 columns, but the header", '"a" b,x': "text after a closing"}.items():
+        with pytest.raises(UserError, match=rf"a.csv, line 4 \(row 3 in a spreadsheet\): {problem}"):
+            table_of(tmp_path, f'text,label\n"a\nb",x\n{more}\n')
 
 
 def test_values_of_json_become_text_where_they_are_asked_for(tmp_path):
@@ -152,6 +174,97 @@ def test_a_workbook_is_read_whatever_its_name(run):  # noqa: F811
     assert "left out 1 row without a text: row 3" in printed  # blank, but none of those at the end
     assert examples("train") == [("1", "fine", 2), ("3", "dull", 0), ("4", "so", 1)]
     assert load_meta("data/x")["label_names"] == ["1", "3.5", "5"]
+
+
+def test_a_list_of_objects_may_be_in_an_object(tmp_path):
+    rows = [{"text": "a", "label": 1, "more": [1]}, {"text": "b", "label": 0}]
+    inside = {"version": 1, "data": rows}
+    cut = viewer(rows, num_rows_total=5000)
+    cut["rows"][1]["truncated_cells"] = ["text"]
+    for content, notes in [
+        (viewer(rows), []),
+        (
+            cut,
+            [
+                "only 2 of 5,000 rows are in it: download the whole data set, ",
+                "the viewer has cut texts short in row 2",
+            ],
+        ),
+        (inside, ["read the list 'data', not 'version'"]),
+        ({"data": rows}, []),
+    ]:
+        for name in ("a.json", "a.csv"):
+            (tmp_path / name).write_text(json.dumps(content, indent=1))
+            table = read_table(tmp_path / name)
+            assert table.cells == [["a", "b"], [1, 0], [[1], None]] and table.place(1) == f"{tmp_path / name}, row 2"
+            assert len(table.notes) == len(notes) and all(map(str.__contains__, table.notes, notes))
+    (tmp_path / "a.json").write_text('{"text": "a", "label": "x", "words": [{"at": 0}]}')
+    assert read_table(tmp_path / "a.json").columns == ["text", "label", "words"]
+
+
+def test_fasttext_s_lines_are_read_whatever_the_name(run):  # noqa: F811
+    lines = '__label__neg so, "bad\n\n\ufeff__label__pos __label__new fine | good\r\n__label__pos\tnice\n__label__neg\n'
+    for name in ("a.txt", "cooking.train", "a.csv"):
+        Path(name).write_text(lines, newline="")
+        table = read_table(Path(name), no_header=True)
+        assert table.columns == ["text", "label"] and list(table.lines) == [1, 3, 4, 5]
+        assert table.cells == [['so, "bad', "fine | good", "nice", ""], ["neg", "pos,new", "pos", "neg"]]
+        assert table.notes == (f"{name}: left out a byte order mark (U+FEFF) in line 3",)
+    with pytest.raises(UserError, match="a.txt, line 6: no __label__ at its beginning"):
+        Path("a.txt").write_text(lines + "what\n")
+        read_table(Path("a.txt"))
+    Path("a.csv").write_text("label,text\n__label__neg,bad\n__label__pos,fine\n")
+    assert read_table(Path("a.csv")).column("label") == ["__label__neg", "__label__pos"]
+
+
+def test_one_file_per_class(run):  # noqa: F811
+    for name, content in {
+        "rt-polarity.neg": b'bad, "so\nworse|1\n\n',
+        "rt-polarity.pos": "café\n# fine".encode("cp1252"),
+    }.items():
+        Path(name).write_bytes(content)
+    Path("dev_pos.txt").write_text("\ufefffine\n")
+    files = ["--train", "rt-polarity.neg", "rt-polarity.pos", "--dev", "dev_pos.txt"]
+    with pytest.raises(UserError, match="the name must end in .*; or, if each .*, add --label_from_name$"):
+        run(*files)
+    with pytest.raises(UserError, match="rt-polarity.pos, line 1: not UTF-8.* add --encoding cp1252"):
+        run(*files, "--label_from_name")
+    printed = run(*files, "--label_from_name", "--encoding", "cp1252")
+    assert printed.startswith("columns: each line is a text, labels in the files' names: neg, pos\n")
+    assert "rt-polarity.neg: left out 1 row without a text: line 3\n" in printed
+    assert examples("train") == [("1", 'bad, "so', 0), ("2", "worse|1", 0), ("4", "café", 1), ("5", "# fine", 1)]
+    assert examples("dev") == [("1", "fine", 1)] and load_meta("data/x")["label_names"] == ["neg", "pos"]
+    with pytest.raises(UserError, match="--label_from_name reads each line as a text, whole: remove --quoting"):
+        run(*files, "--label_from_name", "--quoting", "csv")
+
+
+@pytest.mark.parametrize(
+    "names, labels",
+    [
+        ("rt-polarity.neg.txt rt-polarity.pos.txt", "neg pos"),
+        ("train-neg.txt train-pos.txt.gz", "neg pos"),
+        ("negative neutral", "negative neutral"),
+        ("not_spam.txt spam.txt", "not_spam spam"),
+        ("class_1_of_2.txt class_2_of_2.txt", "1 2"),
+        ("x/neg.txt x/pos.txt y/neg.txt", "neg pos neg"),
+    ],
+)
+def test_labels_of_names(names, labels):
+    assert labels_of_names([Path(name) for name in names.split()]) == labels.split()
+
+
+def test_labels_of_names_are_those_of_the_training_files():
+    classes = {"spam", "not_spam", "ham"}
+    assert labels_of_names([Path("dev_not_spam.txt"), Path("ham.txt")], classes) == ["not_spam", "ham"]
+    assert labels_of_names([Path("dev/ham.2.txt")], classes) == ["ham"]
+    for name, problem in {
+        "hamlet.txt": "has none of the classes 'ham, not_spam, spam'",
+        "spam-ham.txt": "has ham and spam of",
+    }.items():
+        with pytest.raises(UserError, match=f"^{name}: its name {problem}"):
+            labels_of_names([Path(name)], classes)
+    with pytest.raises(UserError, match="^neg.txt: no other class: pass a file for each"):
+        labels_of_names([Path("neg.txt")])
 
 
 # -----------------------------------------------------------------------------
@@ -211,6 +324,80 @@ def test_the_training_file_s_columns_hold_for_all_files_in_any_case(run):  # noq
     with pytest.raises(UserError, match="d.jsonl: no column 'text' among 'mood' .as 'bad'., 'poem' .as 'hm'."):
         Path("d.jsonl").write_text('{"mood": "bad", "poem": "hm"}\n')
         run("--train", "a.csv", "--dev", "d.jsonl", *named, "text")
+
+
+PIPES = "".join(f"Well {i}, it was nice|{'pos' if i % 3 else 'neg'}\n" for i in range(9))
+DELIMITERS = {  # content, options, columns, the first row, whether there is a note
+    "|": ("text|label\nfine, good|pos\n", {}, ["text", "label"], ["fine, good", "pos"], False),
+    "| and quotes": ('id|text|label\r\n1|"a | b"|pos\r\n', {}, ["id", "text", "label"], ["1", "a | b", "pos"], False),
+    "| without a header": (PIPES, {"no_header": True}, ["1", "2"], ["Well 0, it was nice", "neg"], True),
+    "its comma": (PIPES, {"no_header": True, "delimiter": ","}, ["1", "2"], ["Well 0", " it was nice|neg"], False),
+    "| in texts": ("text,label\na|b,pos\nc|d,neg\n", {}, ["text", "label"], ["a|b", "pos"], False),
+    "| in texts alone": ("text\na|b\nc|d\n", {}, ["text"], ["a|b"], False),
+    "| in titles": ("Rain | News\nSnow | News\n", {"no_header": True}, ["1"], ["Rain | News"], False),
+    "tabs": ("ham\tHi, you\nspam\tBuy, now\n", {"no_header": True}, ["1", "2"], ["ham", "Hi, you"], False),
+    "another": ("text^label\na,b^pos\n", {"delimiter": "^"}, ["text", "label"], ["a,b", "pos"], False),
+    "said twice": ("sep=;\ntext\tlabel\na;b\tpos\n", {"delimiter": "\t"}, ["text", "label"], ["a;b", "pos"], False),
+}
+
+
+@pytest.mark.parametrize("content, options, columns, row, is_noted", DELIMITERS.values(), ids=DELIMITERS.keys())
+def test_the_delimiter_is_found_or_told(tmp_path, content, options, columns, row, is_noted):
+    (tmp_path / "a.csv").write_text(content, newline="")
+    table = read_table(tmp_path / "a.csv", **options)
+    assert table.columns == columns and [cells[0] for cells in table.cells] == row
+    assert [note.partition(": ")[2] for note in table.notes] == is_noted * [
+        "read with the delimiter pipe: if that is wrong, add --delimiter comma"
+    ]
+
+
+def test_a_delimiter_has_a_name(run):  # noqa: F811
+    assert list(map(delimiter_named, ["comma", "Tab", "\\t", "\t", "semicolon", "|", "~"])) == list(",\t\t\t;|~")
+    Path("a.csv").write_text("text~label\na,b~x\nc,d~y\n")
+    with pytest.raises(UserError, match="among 'text~label' .as 'a,b~x'.; if .*, name it with --delimiter"):
+        run("--train", "a.csv", "--dev", "a.csv")
+    run("--train", "a.csv", "--dev", "a.csv", "--delimiter", "~")
+    assert examples("train") == [("1", "a,b", 0), ("2", "c,d", 1)]
+    with pytest.raises(UserError, match="--delimiter 'ab': use comma, tab, semicolon or pipe, or another single"):
+        run("--train", "a.csv", "--delimiter", "ab")
+
+
+COMMENTS = {  # content, whether there is no header, the comments, the columns, the first line
+    "two lines": ('# by hand\n# a, "b", c\ntext,label\n#a,pos\n', False, 2, ["text", "label"], 4),
+    "as wide as the header": ("# by hand, in 2020\npoem,mood\na,x\nb,x\n", False, 1, ["poem", "mood"], 3),
+    "with empty lines": ("\ufeff#\r\n\r\n# a\r\n\r\ntext;label\r\na;x\r\n", False, 2, ["text", "label"], 6),
+    "on one column": ("# texts\ntext\n#a\n", False, 1, ["text"], 3),
+    "before rows": ("# by hand\nham,a\nham,b\n", True, 1, ["1", "2"], 2),
+    "and a header": ("# by hand\n#text,label\na,x\n", False, 1, ["#text", "label"], 3),
+    "a header": ("#text;label\na, b;x\nc, d;y\n", False, 0, ["#text", "label"], 2),
+    "texts": ("#love it,x\n#hate it,y\nb,z\n", True, 0, ["1", "2"], 1),
+    "texts alone": ("#love it\n#hate it\nb, c\n", True, 0, ["1"], 1),
+    "labels": ('#a;b\n#a;"c\nd"\n#b;e\nf;g\n', True, 0, ["1", "2"], 1),
+}
+
+
+@pytest.mark.parametrize("content, no_header, comments, columns, line", COMMENTS.values(), ids=COMMENTS.keys())
+def test_lines_of_comments_are_skipped_and_told(tmp_path, content, no_header, comments, columns, line):
+    (tmp_path / "a.csv").write_text(content, newline="")
+    table = read_table(tmp_path / "a.csv", no_header)
+    assert table.columns == columns and table.lines[0] == line
+    lines = "1 line" if comments == 1 else "2 lines"
+    notes = [f"{tmp_path / 'a.csv'}: skipped {lines} of comments (#) before the first row"] if comments else []
+    assert list(table.notes) == notes
+
+
+def test_marks_of_files_that_were_put_together_are_left_out(tmp_path):
+    for name, content, labels, where in [
+        ("a.jsonl", '\ufeff{"label": "x"}\n\ufeff{"label": "y"}\ufeff{"label": "z"}\n', ["x", "y", "z"], "lines 2, 2"),
+        ("a.csv", '\ufefflabel,text\nx,"a\n\ufeffb"\n\ufeff"y, z",\ufeffc\n', ["x", "y, z"], "line 4"),
+    ]:
+        (tmp_path / name).write_text(content)
+        table = read_table(tmp_path / name)
+        assert table.column("label") == labels
+        assert table.notes == (f"{tmp_path / name}: left out a byte order mark (U+FEFF) in {where}",)
+    assert table.column("text") == ["a\n\ufeffb", "\ufeffc"]
+    table = table_of(tmp_path, "\ufefflabel,text\nx,a\n\ufefflabel,text\ny,b\n")
+    assert table.column("label") == ["x", "y"] and table.notes[1].endswith("skipped line 3, a repeated header")
 
 
 def test_several_columns_are_joined_by_line_ends(run):  # noqa: F811
@@ -321,10 +508,36 @@ def test_another_encoding_is_told_with_what_it_would_read(run):  # noqa: F811
         assert (text in str(error.value)) == (name == "cp1252")
         run("--train", "a.csv", "--dev", "a.csv", "--encoding", name)
         assert examples("train")[1][1] == text
+    Path("a.csv").write_bytes(b"\xef\xbb\xbftext;label\r\nab;1\r\nT\xd5e;0\r\n")
+    with pytest.raises(UserError, match="a.csv, line 3: not UTF-8. In cp1252,.* 'TÕe|--encoding cp1252"):
+        run("--train", "a.csv", "--dev", "a.csv")
+    run("--train", "a.csv", "--dev", "a.csv", "--encoding", "cp1252")
+    assert examples("train") == [("1", "ab", 1), ("2", "TÕe", 0)]
+    Path("a.csv").write_bytes("text,label\né,x\nb,y\n".encode("utf-8-sig"))
+    run("--train", "a.csv", "--dev", "a.csv", "--encoding", "cp1252")  # the mark says that it is UTF-8
+    assert examples("train")[0][1] == "é"
+    Path("a.csv").write_bytes(b"text,label\rfine,x\r\xe9,y\r")
+    for encoding, problem in {"ascii": "not valid ascii", "utf-8": "not UTF-8. In cp1252"}.items():
+        with pytest.raises(UserError, match=f"a.csv, line 3: {problem}"):
+            run("--train", "a.csv", "--encoding", encoding)
     with pytest.raises(UserError, match="--encoding cp9: no such encoding"):
         run("--train", "a.csv", "--encoding", "cp9")
-    with pytest.raises(UserError, match="a.csv, line 3: not valid ascii"):
-        run("--train", "a.csv", "--encoding", "ascii")
+
+
+def test_nuls_are_told_apart_from_utf_16_and_left_out(run):  # noqa: F811
+    whole = "text,label\n好的,x\nb,y\n"
+    for content, message in [
+        (whole.replace("\nb", "\n\0b").encode(), "line 3: a NUL byte: .*--encoding utf-8, which leaves NULs out"),
+        (whole.encode("utf-16-le"), "line 1: a NUL byte: UTF-16 without .*: add --encoding utf-16-le$"),
+        (whole.encode("utf-16-be"), "line 1: a NUL byte: UTF-16 without .*: add --encoding utf-16-be$"),
+    ]:
+        Path("a.csv").write_bytes(content)
+        with pytest.raises(UserError, match=f"^a.csv, {message}"):
+            run("--train", "a.csv", "--dev", "a.csv")
+        encoding = message.partition("--encoding ")[2].strip("$").partition(",")[0]
+        printed = run("--train", "a.csv", "--dev", "a.csv", "--encoding", encoding)
+        assert examples("train") == [("1", "好的", 0), ("2", "b", 1)]
+        assert ("a.csv: left out 1 NUL character\n" in printed) == (encoding == "utf-8")
 
 
 def test_rows_without_a_text_are_left_out_and_told(run):  # noqa: F811
@@ -356,18 +569,26 @@ def test_a_test_file_whose_labels_are_empty_or_all_minus_one_has_none(run):  # n
 OBJECT = '{"text": "a", "label": "x"}\n'
 BROKEN = {
     "unquoted comma": ("a.csv", "text,label\nwell, no,x\n", "line 2: 3 columns, but the header has 2: put a text that"),
-    "after a cell of two lines": ("a.csv", 'text,label\n"a\nb",x\nc\n', "line 4: 1 column, but the header has 2"),
+    "after a cell of two lines": ("a.csv", 'text,label\n"a\nb",x\nc\n', "line 4 .row 3 in a spreadsheet.: 1 column"),
     "quote inside": ("a.csv", 'text;label\n"a" b;x\n', "line 2: text after a closing quote: .* --quoting none"),
     "unclosed quote": ("a.csv", 'text,label\n"a,x\n', "line 2: a quote that is never closed: .* --quoting none"),
-    "UTF-16 without its mark": ("a.csv", "text,label\n".encode("utf-16-le"), "line 1: a NUL byte: not text, or UTF-16"),
-    "empty": ("a.csv", "", "a.csv is empty"),
+    "UTF-16 without its mark": ("a.csv", "text,label\n".encode("utf-16-le"), "line 1: a NUL byte: UTF-16 without"),
+    "empty": ("a.csv", "", "a.csv is empty: if it was downloaded, download it again"),
+    "empty parquet": ("a.parquet", "\ufeff\n", "a.parquet is empty: if"),
+    "a web page": ("a.csv", "\ufeff\n <!DOCTYPE html>\n<html>", "this is HTML .a web page., not data: download"),
+    "a web page of XHTML": ("a.json", '<?xml version="1.0"?>\n<html>', "this is HTML .a web page., not"),
+    "XML": ("a.csv", "<?xml version='1.0'?><Error>", "this is XML, not data"),
+    "a server's words": ("a.csv", "404: Not Found", r"this is a server's error, not data \(404: Not Found\): download"),
+    "a server's JSON": ("a.parquet", '{"error": "no entry"}', r"this is a server's error, not data \({\"error"),
+    "Git LFS": ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "a.csv is a pointer .*: run `git lfs pull`"),
+    "Markdown": ("a.txt", "| text | label |\n|---|:-:|\n| a | x |\n", "a table of Markdown: remove the line of dashes"),
     "two columns of a name": ("a.csv", "text,text,label\na,b,x\n", "more than one column is called 'text'"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(OBJECT.encode() * 9)[:-12], "a broken archive .truncated..: 'Comp"),
-    "no known file in a zip": ("a.zip", zipped("a.pdf", ""), "the name must end in"),
+    "no known file in a zip": ("a.zip", zipped("a.pdf", "x"), "the name must end in"),
     "old Excel": ("a.csv", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(9), "a.csv is an old Excel workbook"),
     "cut JSON": ("a.json", '[{"text": "a"},\n{"text": "b', "line 2: not JSON: Unterminated string"),
     "no object": ("a.jsonl", OBJECT + "5\n", "line 2: 5: expected objects, one per line or in an array"),
-    "nested": ("a.jsonl", OBJECT + '{"text": "b", "label": ["x"]}', "line 2, column 'label': a list, neither text nor"),
+    "nested": ("a.jsonl", OBJECT + '{"text": "b", "label": ["x"]}', "line 2, column 'label': a list, .* one label,"),
     "deeply nested": ("a.jsonl", OBJECT + '{"a":' * 100_000, "line 2: not JSON: maximum recursion depth exceeded"),
     "a number of 5,000 digits": ("a.jsonl", OBJECT + '{"text": ' + "9" * 5000 + "}", "line 2: not JSON: Exceeds"),
     "no lines": ("a.jsonl", "\n", "a.jsonl is empty"),
@@ -386,7 +607,7 @@ def test_a_broken_parquet_file_or_workbook_is_refused(run):  # noqa: F811
     rows = [{"text": "a", "label": 1, "more": [1]}, {"text": "b", "label": None, "more": [2]}]
     whole = parquet(rows)
     for content, options, message in (
-        (whole, [], "a.parquet, row 2: no label"),
+        (parquet(rows[1:]), [], "a.parquet: no row has a text and a label"),
         (whole[:-9], [], "a.parquet: a broken parquet file "),
         (whole[:4] + bytes(50) + whole[54:], [], "a.parquet: a broken parquet file "),
         (whole, ["--label_column", "more"], "a.parquet, row 1, column 'more': a list, neither text nor a number"),

@@ -168,6 +168,8 @@ def test_a_damaged_file_is_read_as_it_was_or_refused(workspace, kind, chance):
         rows = [{"ID": i, "Text": f"{i} é, 😀", "Label": i % 2} for i in range(8)]
         for name in names:
             (workspace / name).write_bytes(WRITERS.get(name, parquet)(rows))
+        names = [*names, "fast.txt"] if kind == "own" else names
+        (workspace / "fast.txt").write_text("".join(f"__label__{row['Label']} {row['Text']}\n" for row in rows))
     if kind == "weights":
         sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
         transformers_model("GPT2Model", workspace / "weights", **sizes)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, decoded, succeed, visible
+from conftest import REPO, decoded, succeed, unwrapped, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare_own
 from classifier.data.dataset import load_meta, load_split
+from classifier.data.labels import class_numbers, label_value
 from classifier.data.own import Examples, choose_dev
+from classifier.data.prepare import _print_classes, _print_row
 from classifier.errors import UserError
 from classifier.settings import read_settings
 from prepare_own import config_text, suggest_block_size
@@ -52,7 +54,9 @@ def test_words_as_labels_are_numbered_alphabetically_or_as_asked_and_keep_their_
     write("a.tsv", [("late", "complaint"), ("thanks", "praise"), *((f"text {name}", f" {name} ") for name in names)])
     write("b.tsv", [("why?", name) for name in names if name != "complaint"])
     printed = run("--train", "a.tsv", "--dev", "b.tsv")
-    assert f"labels: {', '.join(f'{number} {name}' for number, name in enumerate(names))}\n" in printed
+    counts = zip([1, 2, 2, 1, 1], [1, 0, 1, 1, 1], names, strict=True)
+    table = "".join(f"{train:>7} {dev:>7}  {name}\n" for train, dev, name in counts)
+    assert f"\n  train     dev  label\n{table}" in printed
     assert "note: dev has fewer than 5 texts of a" in printed and "drawn at random" not in printed
     assert load_meta("data/x")["label_names"] == names
     assert examples("train")[:3] == [("1", "late", 1), ("2", "thanks", 2), ("3", "text a\u200db", 0)]
@@ -69,6 +73,10 @@ def test_numbers_are_names_in_their_order_and_may_be_named(run):
         (["10 stars", "1 star", "2 stars"], ["1 star", "2 stars", "10 stars"]),
         (["2.5", "10", "b"], ["2.5", "10", "b"]),
         (["0.0", "1.0", "10.0"], ["0.0", "1.0", "10.0"]),
+        (
+            ["1.20", "10", "1.1", "018", "1.10", "18", "1.2", "-1", "0018"],
+            "-1 1.1 1.10 1.2 1.20 10 18 018 0018".split(),
+        ),
         (["x2", "x10", "2"], ["2", "x2", "x10"]),
     ]:
         write("a.tsv", [(f"text {label}", label) for label in labels])
@@ -83,17 +91,117 @@ def test_numbers_are_names_in_their_order_and_may_be_named(run):
 
 
 def test_one_value_in_two_spellings_is_one_class_in_all_splits(run):
-    for train, dev, names in [
-        (["1.0", "0.0", "0"], ["0", "01", "+1"], ["0", "1.0"]),
-        (["true", "False", "TRUE"], ["True", "false", "FALSE"], ["False", "TRUE"]),
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    for train, dev, names, note in [
+        (["1.0", "0.0", "0"], ["0", "1.00", "1"], ["0", "1.0"], "0 and 0.0; 1 and 1.0 and 1.00"),
+        (["true", "False", "TRUE"], ["False", "true", "True"], ["False", "TRUE"], "TRUE and True and true"),
+        (["the", nfd, nfc, nfd], [nfd, "the"], [nfd, "the"], "caf\u00e9 and cafe\\u0301"),
+        ([nfc, "the"], [nfd, "the"], [nfc, "the"], "caf\u00e9 and cafe\\u0301"),
     ]:
         write("a.tsv", [(f"text {i}", label) for i, label in enumerate(train)])
         write("d.tsv", [(f"other {i}", label) for i, label in enumerate(dev)])
-        run("--train", "a.tsv", "--dev", "d.tsv", "--test", "d.tsv")
+        printed = unwrapped(run("--train", "a.tsv", "--dev", "d.tsv", "--test", "d.tsv", "--overwrite"))
+        assert f"note: taken for one class: {note}: to keep them apart, rename them\n" in printed
         assert load_meta("data/x")["label_names"] == names
         assert len({label for _, _, label in examples("train")}) == 2
-        assert [label for _, _, label in examples("dev")] == ([0, 1, 1] if "0" in dev else [1, 0, 0])
-        assert examples("test") == examples("dev")
+        assert [label for _, _, label in examples("dev")] == [0, 1, 1][: len(dev)]
+        assert examples("test") == examples("dev") and class_numbers([*dev, "x"], names).tolist() == [0, 1, 1][
+            : len(dev)
+        ] + [-1]
+
+
+def test_codes_that_are_equal_as_numbers_are_classes_of_their_own(run):
+    for labels in (["1.1", "1.10", "1.2", "1.20"], ["18", "018", "0018", "42"], ["+1", "1", "1.", "-1"]):
+        write("a.tsv", [(f"text {i}", label) for i, label in enumerate(labels * 5)])
+        assert "note: taken" not in run("--train", "a.tsv", "--dev", "a.tsv", "--overwrite")
+        assert sorted(load_meta("data/x")["label_names"]) == sorted(labels)
+    assert label_value("-1.0") == label_value("-1") and label_value("9" * 400) == "9" * 400
+
+
+SEVERAL = " look like several labels in one. A text has one class here"
+SCORES = ": each is learnt as a class of its own. If they are scores"
+ALIKE = "labels that differ only in case, spaces, Unicode form or invisible characters: "
+UNLABELLED = 'labels that often mean "no label" (rows): '
+NOTES = {  # labels, how the note begins; "" for none
+    "combinations": (["sad", "calm,sad", "angry,proud,sad", "calm,proud"], "labels such as 'calm,proud'" + SEVERAL),
+    "of two classes": (["pos", "neg", "neg|pos"], "labels such as 'neg|pos'" + SEVERAL),
+    "never alone": (["action; drama", "comedy; drama", "action; comedy"], "labels such as 'action; comedy'" + SEVERAL),
+    "of numbers": (["27", "2,20", "4,27", "3,10", "10", "2", "3", "4"], "labels such as '3,10'" + SEVERAL),
+    "lists": (["['calm']", "['calm', 'sad']"], "labels such as \"['calm', 'sad']\"" + SEVERAL),
+    "many-hot": (["[0, 1, 0]", "[1, 1, 0]"], "labels such as '[0, 1, 0]'" + SEVERAL),
+    "many-hot, bare": (["0 1 0", "1 1 0"], "labels such as '0 1 0'" + SEVERAL),
+    "names with a comma": (["Arts, Culture", "Arts", "Arts, Music", "News, Politics"], ""),
+    "names with &": (["ART", "ART & STYLE", "STYLE & ART", "HOME & LIVING", "STYLE & BEAUTY", "FOOD & TEA"], ""),
+    "pairs": (["food#good", "food#bad", "service#good", "service#bad"], ""),
+    "words": (["good", "very good", "not good", "very bad", "bad"], ""),
+    "fractions": ([f"{i}/5" for i in range(1, 6)], ""),
+    "half stars": (["1", "1,5", "2", "2,5", "3", "3,5", "4", "4,5", "5"], ""),
+    "scores": ([f"{i / 20:.2f}" for i in range(101)], "101 labels are numbers from 0.00 to 5.00" + SCORES),
+    "decimal commas": ([f"{i // 10},{i % 10}" for i in range(50)], "50 labels are numbers from 0,0 to 4,9" + SCORES),
+    "per cent": (range(0, 101, 4), "26 labels are numbers from 0 to 100" + SCORES),
+    "class numbers": ([i for i in range(77) if i not in (5, 60)], ""),
+    "stars": (range(1, 31), ""),
+    "codes": ([f"{i}.{j}" for i in range(1, 4) for j in range(1, 11)], ""),
+    "years": (range(1990, 2021), ""),
+    "case": (["Pos", "pos", "neg"], ALIKE + "Pos, pos. Each is a class of its own"),
+    "invisible": (["neg", "neg\u200b", "\ufeffpos", "p\u00ados"], ALIKE + "neg, neg\\u200b; p\\xados, \\ufeffpos"),
+    "spaces": (["so so", "so\u00a0so"], ALIKE + "so so, so\\xa0so. Each"),
+    "ZWNJ": (["\u0645\u06cc\u200c\u067e\u0633", "\u0646\u0645\u06cc\u200c\u067e\u0633"], ""),
+    "-1": ([0, 1, 2, "-1.0"], UNLABELLED + "'-1.0' (5). If they do here, leave them out with --drop_label -1.0"),
+    "-1 beside words": (["pos", "neg", "-1"], UNLABELLED + "'-1' (5)"),
+    "marks": (["-", "yes", "?", "N/A"], UNLABELLED + "'-' (5), '?' (5), 'N/A' (5). If they do here, leave"),
+    "-1 and 1": ([-1, 1], ""),
+    "-1 to 1": (["-1.0", "0.0", "+1"], ""),
+    "-2 to 2": (range(-2, 3), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels, note", NOTES.values(), ids=NOTES.keys())
+def test_labels_that_may_not_be_what_they_seem_are_told(run, labels, note):
+    write("a.tsv", [(f"text {i}", label) for i, label in enumerate([*labels] * 5)], header="text\tlabel")
+    printed = unwrapped(run("--train", "a.tsv", "--dev", "a.tsv"))
+    found = re.findall("^note: (labels .*|.* labels are .*|taken .*)$", printed, re.MULTILINE)
+    assert len(found) == bool(note) and "".join(found).startswith(note)
+    assert len(load_meta("data/x")["label_names"]) == len(labels)
+
+
+def test_several_columns_of_labels_are_told_and_one_is_learnt(run):
+    rows = [(f"text {i}", i % 2, "01"[i % 3 == 0], 0, i) for i in range(20)]
+    write("a.tsv", rows, header="text\ttoxic\tobscene\tthreat\tlength")
+    printed = unwrapped(run("--train", "a.tsv", "--dev", "a.tsv", "--label_column", "toxic"))
+    assert "note: 'obscene', 'threat' are 0 or 1 in each row, as 'toxic' is. If they are labels, too: only" in printed
+    with pytest.raises(UserError, match="--label_column toxic obscene: a text has one class here, so pass one column"):
+        run("--train", "a.tsv", "--label_column", "toxic", "obscene")
+    for header, label in (
+        ("text\ttoxic\tobscene\tnot\tlength", "length"),
+        ("text\ttoxic\tobscene\ttext 2\tid", "toxic"),
+    ):
+        write("a.tsv", [row[:3] + row[4:] + row[4:] for row in rows], header=header)
+        assert "are 0 or 1" not in run("--train", "a.tsv", "--dev", "a.tsv", "--label_column", label, "--overwrite")
+
+
+def test_rows_without_a_label_or_with_an_unwanted_one_are_left_out_and_told(run):
+    write("a.tsv", [("a", 0), ("b", 1), ("c", -1), ("d", " "), (" ", 1), ("e", 0), ("f", "-"), ("", ""), ("g", "")])
+    write("t.tsv", [("x", 0), ("y", "-1.0"), ("z", "")])
+    files = ["--train", "a.tsv", "--dev", "a.tsv", "--test", "t.tsv"]
+    printed = unwrapped(run(*files, "--drop_label", "-1", "-", "odd"))
+    assert (
+        "a.tsv: left out 2 rows without a text: lines 6, 9\na.tsv: left out 2 rows without a label: lines 5, 10\n"
+        in printed
+    )
+    assert "t.tsv: left out 1 row without a label: line 4\n" in printed
+    assert "train: left out 2 rows labelled '-1', '-': a.tsv, line 4; line 8\n" in printed
+    assert "test: left out 1 row labelled '-1.0': t.tsv, line 3\n" in printed
+    assert "note: no row is labelled 'odd' (--drop_label)\n" in printed and "often mean" not in printed
+    assert examples("train") == examples("dev") == [("1", "a", 0), ("2", "b", 1), ("6", "e", 0)]
+    assert examples("test") == [("1", "x", 0)]
+    with pytest.raises(UserError, match=r"left out 2 rows without a text: lines 6, 9 \(--strict\)"):
+        run(*files, "--strict")
+    write("t.tsv", [("x", -1), ("y", -1)])  # unlabelled, with or without the option
+    assert "test: no labels\n" in run(*files, "--drop_label", "-1", "-")
+    assert load_split("data/x", "test").labels is None and len(load_split("data/x", "test").ids()) == 2
+    with pytest.raises(UserError, match="no row of train is left: --drop_label names all its labels"):
+        run(*files, "--drop_label", "-1", "-", "0", "1")
 
 
 def test_as_many_classes_as_the_model_takes(run):
@@ -112,19 +220,19 @@ def test_as_many_classes_as_the_model_takes(run):
 
 GOOD = [("fine", "pos"), ("dull", "neg"), ("good", "pos"), ("bad", "neg")]
 REFUSED = {  # rows of a.tsv, arguments, the message
-    "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is not among 'neg, pos'"),
-    "no dev label": (GOOD, ["--dev", "e.tsv"], "e.tsv, line 3: no label"),
-    "some test labels": (GOOD, ["--test", "e.tsv"], "e.tsv, line 3: no label, but other rows have one: label all"),
+    "unknown dev label": (GOOD, ["--dev", "d.tsv"], "d.tsv, line 3: the label 'odd' is not among 'neg, pos': cor"),
+    "no label in dev": (GOOD, ["--dev", "e.tsv"], "e.tsv: no row has a text and a label: choose with --text_column"),
+    "looks like a class": (GOOD, ["--dev", "c.tsv"], "line 2: the label 'POS.*' is not .*: it looks like 'pos': give"),
     "label not in --labels": ([*GOOD, ("so", "meh")], ["--labels", "neg", "pos"], "--labels must list all 3 labels"),
     "label of no row": (GOOD, ["--labels", "neg", "pos", "meh"], "must list all 2 labels of a.tsv"),
     "too many names": ([("a", 0), ("b", 1)], ["--labels", "a", "b", "c"], "must list all 2 labels of a.tsv"),
     "one class": ([("a", "pos"), ("b", "pos")], [], "every label is 'pos'"),
     "one number": ([("a", "0"), ("b", "0.0")], [], "every label is '0'"),
     "no rows": ([], [], "a.tsv: no row has a text"),
-    "empty label": ([("a", "pos"), ("b", " ")], [], "a.tsv, line 3: no label: label the row or remove it"),
+    "one class besides a row without a label": ([("a", "pos"), ("b", " ")], [], "every label is 'pos'"),
     "label of control characters": ([("a", "\x1b[2J")], [], "line 2: the label .* has control characters: rename it"),
     "repeats of one": ([*GOOD, ("so", "meh"), ("so", "meh")], [], "the class 'meh' has fewer than two different texts"),
-    "share too small": (GOOD, [], "cannot set a share of 0.1 aside as dev .*: add texts, change"),
+    "share too small": (GOOD, [], "only 4 different texts, too few .* the 2 classes with a share of 0.1: add texts"),
     "share": (GOOD, ["--dev_share", "0.9"], "--dev_share must be above 0 and at most 0.5"),
     "share not a number": (GOOD, ["--dev_share", "nan"], "--dev_share must be"),
     "doubled name": (GOOD, ["--labels", "a", "a"], "--labels must name"),
@@ -139,7 +247,8 @@ REFUSED = {  # rows of a.tsv, arguments, the message
 def test_what_cannot_be_is_refused_and_nothing_written(run, rows, arguments, message):
     write("a.tsv", rows)
     write("d.tsv", [("fine", "pos"), ("hm", "odd")])
-    write("e.tsv", [("fine", "pos"), ("hm", "")])
+    write("e.tsv", [("fine", " "), ("hm", "")])
+    write("c.tsv", [("fine", "POS\u200b")])
     with pytest.raises(UserError, match=message):
         run("--train", "a.tsv", *arguments)
     assert not Path("data").exists() and not Path("config").exists()
@@ -249,13 +358,40 @@ def test_the_split_loses_nothing_and_depends_on_the_seed_alone(run):
 # the report, the config file, what is replaced
 
 
+def test_the_table_of_many_classes_is_a_range_and_columns_stay_apart(run, capsys):
+    write("a.tsv", [(f"text {i}", f"name {i % 22}") for i in range(100)])
+    write("t.tsv", [("text", "name 5")])
+    printed = unwrapped(run("--train", "a.tsv", "--dev", "a.tsv", "--test", "t.tsv"))
+    assert "22 classes (name 0, name 1, name 2, name 3, name 4, ...), examples of each: 4 to 5 in train" in printed
+    assert "in train, 4 to 5 in dev, 0 to 1 in test\n" in printed and "  label\n" not in printed
+    _print_row("train", "2,000,000,000", "30,000,000,000", [20006, 20007, 100_000, 100_000])
+    counts = {"train": [12_345_678, 1], "dev": [1_234_567, 1], "test": None}
+    _print_classes(counts, ["a\u200b", "b" * 100])
+    assert capsys.readouterr().out.splitlines() == [
+        "train 2,000,000,000 30,000,000,000 20006 20007 100000 100000",
+        "test: no labels",
+        "     train       dev  label",
+        "12,345,678 1,234,567  a\\u200b",
+        f"         1         1  {'b' * 58}",
+    ]
+
+
 def test_the_report_counts_repeats_conflicts_and_what_is_shared(run):
     twice = [("one", 0), ("one", 0), ("two", 0), ("two", 1), (" two", 1), ("three", 0), ("four", 1), ("five", 1)]
     write("a.tsv", twice)
     write("b.tsv", [("four", 1), ("two", 0), ("six", 0)])
     write("c.tsv", [("six",), ("six",), ("seven",)], header="sentence")
     lines = run("--train", "a.tsv", "--dev", "b.tsv", "--test", "c.tsv").splitlines()
-    assert lines[7:-2] == [
+    assert lines[2:-2] == [
+        "split  examples     tokens  p50  p95  p99  max",
+        "train         8          8    1    1    1    1",
+        "dev           3          3    1    1    1    1",
+        "test          3          3    1    1    1    1",
+        "test: no labels",
+        "  train     dev  label",
+        "      4       2  0",
+        "      4       1  1",
+        "wrote data/x/",
         "sentences more than once in train: 2, with different labels: 1",
         "sentences more than once in dev: 0, with different labels: 0",
         "sentences more than once in test: 1, with different labels: 0",

@@ -2,8 +2,10 @@
 
 import math
 import re
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import chain, compress
 from pathlib import Path
@@ -11,19 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifier.data.rows import Table, counted, listed, read_table
+from classifier.data.labels import class_numbers, label_order, label_value, look, number_in, spellings
+from classifier.data.rows import USUAL_NAMES, Table, counted, read_table
 from classifier.errors import UserError, tell
 
-USUAL_NAMES = {  # in lower case; the second tuple counts where no column has a name of the first
-    "text": (
-        ("text", "sentence", "review", "content", "comment"),
-        ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
-    ),
-    "label": (
-        ("label", "sentiment", "category", "class", "target"),
-        ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
-    ),
-}
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
 MAX_CLASSES = 2**15  # class numbers are int16
 
@@ -99,6 +92,27 @@ def choose_columns(
     return found, f"{line}; not used: {unused:.200}" if unused else line
 
 
+def other_labels_note(table: Table, columns: Columns) -> str | None:
+    """Return a note if the label is 0 or 1 (or true or false) in each row, and so are two or more unused columns."""
+
+    def is_yes_or_no(name: str) -> bool:
+        with suppress(UserError):  # for lists, and for two columns of one name
+            return all(label_value(cell.strip()) in (0, 1, "true", "false") for cell in set(table.column(name)))
+        return False
+
+    label = _find_column(table, columns["label"][0])
+    taken = {_find_column(table, name) for names in columns.values() for name in names}
+    unused = [name for name in table.columns if name not in taken and _lower(name) not in OTHER_NAMES]
+    others = [name for name in unused if is_yes_or_no(name)] if len(unused) > 1 and is_yes_or_no(label) else []
+    if len(others) < 2:
+        return None
+    return (
+        f"note: {', '.join(map(repr, others)):.200} are 0 or 1 in each row, as {label!r} is. If they are labels, too: "
+        f"only {label!r} is learnt. Prepare each of the others with its own --name, or, if each text has just one of "
+        f"them, put its name into one column"
+    )
+
+
 def _find_column(table: Table, name: str) -> str:
     """Return the column of that name, or the only one whose name differs in case or spaces alone."""
     if name in table.columns:
@@ -121,7 +135,9 @@ def _columns_with_values(table: Table) -> str:
 
 
 def _unclear(table: Table, problem: str, role: str) -> UserError:
-    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_columns_with_values(table)}")
+    is_one = table.records and len(table.columns) == 1
+    hint = "; if a character stands between several columns, name it with --delimiter" if is_one else ""
+    return UserError(f"{table.path}: {problem}: choose with --{role}_column among {_columns_with_values(table)}{hint}")
 
 
 def _refuse_example(table: Table) -> None:
@@ -132,6 +148,41 @@ def _refuse_example(table: Table) -> None:
                 f"{table.path}: the first line looks like an example, not like columns' names ({name[:40]!r}): add "
                 f"--no_header, which names the columns 1, 2, 3, or pass --text_column and --label_column"
             )
+
+
+def labels_of_names(paths: list[Path], classes: Collection[str] = ()) -> list[str]:
+    """Return the label in each file's name: the part that the others do not share, or one of some classes.
+
+    rt-polarity.neg.txt and rt-polarity.pos.txt have neg and pos. Names are compared part by part, as not_spam.txt and
+    spam.txt show.
+    """
+    names = [re.sub(r"(?<=.)(\.(txt|gz|zip|bz2|xz))+$", "", path.name) for path in paths]
+    names = [re.split(r"([._\s-]+)", name) for name in names]  # parts, and what is between them
+    first, last = (_shared([name[::step] for name in names]) for step in (1, -1))
+    labels = ["".join(name[first : len(name) - last]) for name in names]
+    if not classes and len(set(labels)) == 1:
+        raise UserError(f"{paths[0].name}: no other class: pass a file for each, as --train neg.txt pos.txt")
+    if set(labels) <= set(classes or labels):
+        return labels
+    return [_class_in_name(path, classes) for path in paths]
+
+
+def _shared(names: list[list[str]]) -> int:
+    """Return how many parts at the beginning are the same in all names; one part of each is left."""
+    number = 0
+    while number + 1 < min(map(len, names)) and len({tuple(name[: number + 2]) for name in names}) == 1:
+        number += 2  # a part, and what is behind it
+    return number
+
+
+def _class_in_name(path: Path, classes: Collection[str]) -> str:
+    """Return the one of the classes that is a part of a file's name, and of no other class in it."""
+    found = [name for name in classes if re.search(rf"(?<![^._\s-]){re.escape(name)}(?![^._\s-])", path.name)]
+    found = [name for name in found if not any(name in other for other in found if other != name)]
+    if len(found) != 1:
+        problem = f"its name has {' and '.join(sorted(found))}" if found else "its name has none"
+        raise UserError(f"{path}: {problem} of the classes {', '.join(sorted(classes))[:200]!r}: rename it")
+    return found[0]
 
 
 # -----------------------------------------------------------------------------
@@ -154,10 +205,10 @@ def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[
 
 
 def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) -> tuple[Examples, list[str]]:
-    """Return the rows of all tables that have a text, and notes about the others.
+    """Return the rows of all tables that have a text and a label, and notes about the others.
 
     Ids are those of the column `id` unless another is named; rows without one are numbered. A test file may lack the
-    label column.
+    label column; if all its labels are missing or -1, they are not needed.
     """
     parts, notes, count = [], [], 0
     for table in tables:
@@ -167,15 +218,21 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
         ids = cells_of(table, columns.get("id", ["id"]), is_optional="id" not in columns)
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
-        part = Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
-        empty = [line for line, text in zip(table.lines, texts, strict=True) if not text.strip()]
-        if empty:
-            rows = counted(len(empty), "row")
-            notes.append(f"{table.path}: left out {rows} without a text: {listed(table.unit, empty)}")
-            part = part.select([bool(text.strip()) for text in texts])
-        parts.append(part)
+        parts.append(Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups))
+    has_labels = not is_test or not {label_value(label) for part in parts for label in {*part.labels}} <= {"", -1}
+    for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
+        has_text = [bool(text.strip()) for text in part.texts]
+        has_label = [bool(label) or not has_labels for label in part.labels]
+        without_text = [row for row, is_there in enumerate(has_text) if not is_there]
+        without_label = [row for row, is_there in enumerate(has_label) if has_text[row] and not is_there]
+        for what, missing in (("text", without_text), ("label", without_label)):
+            if missing:
+                rows = counted(len(missing), "row")
+                notes.append(f"{table.path}: left out {rows} without a {what}: {table.where(missing)}")
+        parts[number] = part.select([text and label for text, label in zip(has_text, has_label, strict=True)])
     if not any(part.texts for part in parts):
-        raise UserError(f"{tables[0].path}: no row has a text")
+        what = "a text and a label" if has_labels else "a text"
+        raise UserError(f"{tables[0].path}: no row has {what}: choose with --text_column and --label_column")
     return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
@@ -194,27 +251,46 @@ def read_course_file(path: Path, columns: Columns, labels: list[str], is_test: b
 # classes
 
 
+def drop_labels(split: str, examples: Examples, unwanted: list[str]) -> Examples:
+    """Return the examples without those of the unwanted labels, and tell which are left out.
+
+    If no row of the test split would be left, it is unlabelled instead.
+    """
+    values = set(map(label_value, unwanted))
+    dropped = {label for label in set(examples.labels) if label_value(label) in values}
+    is_dropped = [label in dropped for label in examples.labels]
+    if not dropped:
+        return examples
+    if all(is_dropped):
+        if split == "test":
+            return examples._replace(labels=[""] * len(is_dropped))
+        raise UserError(f"no row of {split} is left: --drop_label names all its labels")
+    places = list(compress(examples.places, is_dropped))
+    file, names = places[0].rpartition(", ")[0], ", ".join(map(repr, sorted(dropped, key=label_order)))
+    first = "; ".join([places[0], *(place.removeprefix(f"{file}, ") for place in places[1:5])])
+    more = "; ..." if len(places) > 5 else ""
+    tell(f"{split}: left out {counted(len(places), 'row')} labelled {names:.200}: {first}{more}")
+    return examples.select([not each for each in is_dropped])
+
+
 def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels of the training file in the order of their class numbers, and the classes' names.
 
     wanted: --labels, which are the labels in another order, or names for labels that are numbers; or empty.
     """
-    spelled: dict[float | str, str] = {}
-    for label in sorted(set(examples.labels), key=lambda label: (len(label), label)):
-        if not label:
-            raise UserError(f"{_place(examples, label)}: no label: label the row or remove it")
+    for label in sorted(set(examples.labels)):
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", label):
             raise UserError(f"{_place(examples, label)}: the label {label[:40]!r} has control characters: rename it")
-        spelled.setdefault(_label_value(label), label)  # the shortest spelling
-    labels = sorted(spelled.values(), key=_label_order)
+    spelled = spellings(examples.labels)
+    labels = sorted(spelled.values(), key=label_order)
     path, number = examples.places[0].rpartition(", ")[0], len(labels)
     if not 2 <= number <= MAX_CLASSES:
         problem = f"every label is {labels[0]!r}" if number == 1 else f"{number:,} different labels"
         limits = f"there must be 2 to {MAX_CLASSES:,} classes"
         raise UserError(f"{path}: {problem}, but {limits}: choose another column with --label_column")
-    if not wanted or spelled.keys() == {_label_value(name) for name in wanted}:
+    if not wanted or spelled.keys() == {label_value(name) for name in wanted}:
         return wanted or labels, wanted or labels
-    if number == len(wanted) and all(isinstance(value, float) for value in spelled):
+    if number == len(wanted) and all(number_in(label) is not None for label in labels):
         return labels, wanted
     raise UserError(f"--labels must list all {number} labels of {path}, in any order: {', '.join(labels)[:200]!r}")
 
@@ -223,45 +299,20 @@ def number_labels(examples: Examples, classes: list[str], is_test: bool = False)
     """Return the examples with class numbers as labels, int16; with None if a test file has no labels or only -1."""
     numbers = class_numbers(examples.labels, classes)
     unknown = list(compress(examples.labels, numbers < 0))
-    if is_test and len(unknown) == len(numbers) and {_label_value(label) for label in unknown} <= {"", -1.0}:
+    if is_test and len(unknown) == len(numbers) and set(map(label_value, set(unknown))) <= {"", -1}:
         return examples._replace(labels=None)
     if unknown:
         label = unknown[0]
-        problem = "no label"
-        if label:
-            problem = f"the label {label[:60]!r} is not among {', '.join(classes)[:200]!r}"
-        elif is_test:
-            problem = "no label, but other rows have one: label all rows or none"
-        raise UserError(f"{_place(examples, label)}: {problem}")
+        problem = f"the label {label[:60]!r} is not among {', '.join(classes)[:200]!r}"
+        advice = f"correct it, or leave such rows out with prepare_own.py's --drop_label {shlex.quote(label[:60])}"
+        if alike := [name for name in classes if look(name) == look(label)]:
+            advice = f"it looks like {alike[0][:60]!r}: give them one spelling in the files"
+        raise UserError(f"{_place(examples, label)}: {problem}: {advice}")
     return examples._replace(labels=numbers)
-
-
-def class_numbers(labels: list[str], *classes: list[str]) -> np.ndarray:
-    """Return the labels' numbers in whichever list of classes has most of them, -1 for the others: int16 (rows,)."""
-    known = []
-    for names in classes:
-        numbers = {_label_value(name): number for number, name in enumerate(names)}
-        found = {label: numbers.get(_label_value(label.strip()), -1) for label in set(labels)}
-        known.append(np.array([found[label] for label in labels], np.int16))
-    return max(known, key=lambda numbers: (numbers >= 0).sum())
 
 
 def _place(examples: Examples, label: str) -> str:
     return examples.places[examples.labels.index(label)]
-
-
-def _label_value(label: str) -> float | str:
-    """Return the same for all spellings of a label: 1 and 1.0, true and True."""
-    if re.fullmatch(r"[-+]?[0-9]{1,15}(\.[0-9]*)?", label):
-        return float(label)
-    return label.lower() if label.lower() in ("true", "false") else label
-
-
-def _label_order(label: str) -> tuple:
-    """Return a key that sorts numbers before words, and both by the numbers in them: 2 stars, 10 stars."""
-    value = _label_value(label)
-    parts = [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]{1,9})", label))]
-    return (0, value, parts) if isinstance(value, float) else (1, 0, parts)
 
 
 # -----------------------------------------------------------------------------
@@ -292,8 +343,9 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
     try:
         size = math.ceil(share * len(first))
         _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)
-    except ValueError as error:
-        raise UserError(f"cannot set a share of {share} aside as dev ({error}): {hint}") from None
+    except ValueError:
+        few = f"only {len(first):,} different texts, too few for a dev split of each of the {len(names)} classes"
+        raise UserError(f"{few} with a share of {share}: {hint}") from None
     in_dev = np.isin(sentence_of_row, dev)
     left = np.bincount(labels[~in_dev], minlength=len(names))
     if left.min() == 0:

@@ -4,10 +4,13 @@ import argparse
 import hashlib
 import json
 import os
+import textwrap
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from tqdm import tqdm
@@ -49,13 +52,14 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
             staging = Path(temporary)
-            heads = "".join(f"{'max' if p == 100 else f'p{p}':>5}" for p in PERCENTILES)
-            print(f"{'split':<6}{'examples':>9}{'tokens':>11}{heads}  labels")
+            _print_row("split", "examples", "tokens", ["max" if p == 100 else f"p{p}" for p in PERCENTILES])
             for split, examples in splits.items():
                 lengths = _write_split(staging, split, examples)
                 part = _describe_split(staging, split, examples, lengths, files[split], len(label_names))
-                _print_row(split, part)
+                lengths = part["length_percentiles"].values()
+                _print_row(split, f"{part['examples']:,}", f"{part['tokens']:,}", lengths)
                 meta["splits"][split] = part
+            _print_classes({split: part["label_counts"] for split, part in meta["splits"].items()}, label_names)
             meta["sha256"] = meta_sha256(meta)
             text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
             (staging / "meta.json").write_text(text, encoding="utf-8")
@@ -143,10 +147,24 @@ def _describe_split(
     }
 
 
-def _print_row(split: str, part: dict[str, Any]) -> None:
-    lengths = "".join(f" {length:>4}" for length in part["length_percentiles"].values())
-    counts = part["label_counts"]
-    labels = " ".join(map(str, counts)) if counts else "none"
-    if len(labels) > 32:  # the table is 80 columns wide
-        labels = f"{len(counts)} classes, {min(counts)}-{max(counts)}"
-    print(f"{split:<6}{part['examples']:>9,}{part['tokens']:>11,}{lengths}  {labels}")
+def _print_row(split: str, examples: str, tokens: str, lengths: Iterable[int | str]) -> None:
+    print(f"{split:<5} {examples:>9} {tokens:>10}" + "".join(f" {length:>4}" for length in lengths))
+
+
+def _print_classes(counts: dict[str, list[int] | None], names: list[str]) -> None:
+    """Print each class's examples in each split that has labels; of more than 20 classes the range."""
+    labelled = {split: each for split, each in counts.items() if each}
+    if len(labelled) < len(counts):
+        print(f"{' and '.join(counts.keys() - labelled.keys())}: no labels")
+    if len(names) > 20:
+        ranges = ", ".join(f"{min(each):,} to {max(each):,} in {split}" for split, each in labelled.items())
+        line = f"{len(names):,} classes ({', '.join(names[:5]):.200}, ...), examples of each: {ranges}"
+        print(textwrap.fill(line, 80, subsequent_indent="  "))  # tell would escape joiners
+        return
+    rows = [list(labelled), *([f"{number:,}" for number in row] for row in zip(*labelled.values(), strict=True))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, name in zip(rows, ["label", *names], strict=True):
+        cells = " ".join(f"{cell:>{max(width, 7)}}" for cell, width in zip(row, widths, strict=True))
+        # invisible characters are shown, but for the two joiners, which are part of words and emoji
+        name = "".join(ascii(c)[1:-1] if category(c) == "Cf" and c not in "\u200c\u200d" else c for c in name)
+        print(f"{cells}  {name:.{max(78 - len(cells), 20)}}")

@@ -21,13 +21,28 @@ from typing import IO, Any, NamedTuple
 from classifier.errors import UserError, did_you_mean
 from classifier.files import written_whole
 
+USUAL_NAMES = {  # in lower case; the second tuple counts where no column has a name of the first
+    "text": (
+        ("text", "sentence", "review", "content", "comment"),
+        ("body", "message", "tweet", "headline", "v2", "description", "phrase"),
+    ),
+    "label": (
+        ("label", "sentiment", "category", "class", "target"),
+        ("stars", "rating", "airline_sentiment", "v1", "topic", "intent", "queue"),
+    ),
+}
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}  # by their first bytes
 OLD_EXCEL = bytes.fromhex("d0cf11e0a1b11ae1")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 WRITE_PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
-BETWEEN_OBJECTS = re.compile(r"[\s,\[\]]*")  # in an array or in JSON lines
+MARK = "\ufeff"  # a byte order mark, decoded; files that were put together have some in the middle
+BETWEEN_OBJECTS = re.compile(rf"[\s,\[\]{MARK}]*")  # in an array or in JSON lines
+DELIMITERS = {"comma": ",", "semicolon": ";", "pipe": "|", "\\t": "\t", "tab": "\t"}
+MARKDOWN = re.compile(r"[^\r\n]+[\r\n]+[|: ]*-[-|: ]*[\r\n]")  # a header, and a line of dashes
+FASTTEXT = re.compile(r"\s*__label__[^\s,;|]+\s")
+FASTTEXT_LABELS = re.compile(r"(?:__label__\S+(?:[^\S\r\n]+|$))+")
 EXPECTED = 'expected objects, one per line or in an array, like {"text": "Thank you!", "label": "praise"}'
 csv.field_size_limit(2**31 - 1)  # Python's default is 128 KiB a cell
 
@@ -42,10 +57,20 @@ class Table(NamedTuple):
     unit: str = "line"  # of `lines`: line; row of parquet or a workbook; file
     header: bool = False  # whether the columns' names were read from a first line
     notes: tuple[str, ...] = ()  # what the user should be told about how it was read
+    records: Sequence[int] = ()  # (rows,) of CSV: each row's number in a spreadsheet
 
     def place(self, row: int) -> str:
-        """Return where a row is, for a message: "my.csv, line 3"."""
-        return f"{self.path}, {self.unit} {self.lines[row]}"
+        """Return where a row is, for a message: "my.csv, line 9 (row 7 in a spreadsheet)"."""
+        place = f"{self.path}, {self.unit} {self.lines[row]}"
+        if not self.records or self.records[row] == self.lines[row]:
+            return place  # without where's lists: this is called for each row
+        return f"{place} (row {self.records[row]} in a spreadsheet)"
+
+    def where(self, rows: Sequence[int]) -> str:
+        """Return where the first five of some rows are: "lines 3, 9 (rows 3, 7 in a spreadsheet)"."""
+        rows = rows[:6]  # the sixth becomes "..."
+        records = [self.records[row] for row in rows] if self.records else []
+        return _where(self.unit, [self.lines[row] for row in rows], records)
 
     def column(self, name: str) -> list[str]:
         """Return a column's cells as text, "" for null and NaN; raise a UserError for lists and objects."""
@@ -60,34 +85,67 @@ class Table(NamedTuple):
             return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(value, list | dict):
             kind = "a list" if isinstance(value, list) else "an object"
-            raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number")
+            hint = "a row has one text and one label, so write one value into each"
+            raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number: {hint}")
         if value is None or value != value:
             return ""
         return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def read_table(path: Path, no_header: bool = False, quoting: str | None = None, encoding: str | None = None) -> Table:
+def read_table(
+    path: Path,
+    no_header: bool = False,
+    quoting: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+) -> Table:
     """Read a file, or a folder of folders of .txt files (one folder per class).
 
-    Archives, workbooks and parquet are recognized by their content, other formats by the file's name.
+    Archives, workbooks, parquet and fastText's lines are recognized by their content, other formats by the file's name.
 
     Args:
         no_header: the first line is a row; the columns are named 1, 2, 3 ...
         quoting: of CSV and TSV: "csv", "none" (quotes are text), or None to detect it.
         encoding: of text without a byte order mark; None is UTF-8.
+        delimiter: the character between the columns of CSV and TSV, or None to detect it.
     """
     if path.is_dir():
         return _read_folder(path, encoding)
     ending, content = _unpacked(path)
+    _refuse_other_things(path, content)
     if ending == ".parquet":
         return _read_parquet(path, content)
     if ending == ".xlsx":
         return _read_workbook(path, content, no_header)
-    if ending not in ENDINGS:
+    is_fasttext = delimiter is None and b"__label__" in content[:100]
+    if ending not in ENDINGS and not is_fasttext:
         raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)}, or these and .gz, .zip, .bz2, .xz")
-    text = _decoded(path, content, encoding)
+    text, notes = _decoded(path, content, encoding)
     del content  # as large as the text
-    return _read_json(path, text) if ending.startswith(".json") else _read_csv(path, text, no_header, quoting)
+    if is_fasttext and FASTTEXT.match(text) and 2 * text.count("__label__") > text.count("\n"):
+        table = _read_fasttext(path, text)
+    elif ending.startswith(".json") or (not (no_header or quoting or delimiter) and _is_json(text)):
+        table = _read_json(path, text)
+    else:
+        table = _read_csv(path, text, no_header, quoting, delimiter)
+    return table._replace(notes=(*notes, *table.notes))
+
+
+def read_lines(path: Path, label: str, encoding: str | None = None) -> Table:
+    """Read a file of which each line is a text of one class; quotes and delimiters are part of the texts."""
+    _, content = _unpacked(path)
+    _refuse_other_things(path, content)
+    text, notes = _decoded(path, content, encoding)
+    lines, marks = _lines(path, text)
+    return Table(path, ["text", "label"], [lines, [label] * len(lines)], range(1, len(lines) + 1), notes=notes + marks)
+
+
+def delimiter_named(name: str) -> str:
+    """Return the delimiter of the option --delimiter: a character, or the word for it."""
+    found = DELIMITERS.get(name.lower(), name)
+    if len(found) != 1 or found in '\r\n"\0':
+        raise UserError(f"--delimiter {name!r}: use comma, tab, semicolon or pipe, or another single character")
+    return found
 
 
 def listed(unit: str, places: Sequence[int | str]) -> str:
@@ -95,6 +153,12 @@ def listed(unit: str, places: Sequence[int | str]) -> str:
     units = unit if len(places) == 1 else f"{unit}s"
     more = ", ..." if len(places) > 5 else ""
     return f"{units} {', '.join(map(str, places[:5]))}{more}"
+
+
+def _where(unit: str, places: Sequence[int | str], records: Sequence[int]) -> str:
+    """Return the first five places, with their rows in a spreadsheet where these are others."""
+    others = f" ({listed('row', records)} in a spreadsheet)" if records and list(records) != list(places) else ""
+    return listed(unit, places) + others
 
 
 def counted(number: int, unit: str) -> str:
@@ -140,19 +204,48 @@ def _broken(path: Path, kind: str, error: Exception) -> UserError:
     return UserError(f"{path}: a broken {kind} (truncated?): {str(error) or type(error).__name__!r:.200}")
 
 
-def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
-    for mark, name in MARKS.items():
-        encoding = name if content.startswith(mark) else encoding
-    if encoding is None and b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise UserError(
-            f"{path}, line {line}: a NUL byte: not text, or UTF-16 without a byte order mark (add --encoding utf-16-le)"
+def _refuse_other_things(path: Path, content: bytes) -> None:
+    """Raise a UserError for what people get in place of a file: nothing, a web page, a server's error, a pointer."""
+    start = content[:2000].removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start and not content.strip(codecs.BOM_UTF8 + b" \t\r\n"):
+        raise UserError(f"{path} is empty: if it was downloaded, download it again")
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
+    if found := re.match(rb"(<!--.*?-->\s*)*<(!doctype html|html|head|\?xml|error)\b", start, re.I | re.S):
+        is_page = found[2].lower() not in (b"?xml", b"error") or re.search(rb"<(!doctype )?html", start, re.I)
+        raise UserError(f"{path}: this is {'HTML (a web page)' if is_page else 'XML'}, not data: download the raw file")
+    if len(content) < 2000 and _is_server_error(start.decode("utf-8", "replace").strip()):
+        said = start.decode("utf-8", "replace").strip()
+        raise UserError(f"{path}: this is a server's error, not data ({said:.80}): download the file again")
+
+
+def _is_server_error(text: str) -> bool:
+    """Return whether a short text is what servers send in place of a file."""
+    with suppress(ValueError):
+        whole = json.loads(text)
+        keys = set(whole if isinstance(whole, dict) else ())
+        return bool(keys & {"error", "errors", "detail", "documentation_url"}) and not _has_usual_name(
+            keys - {"message"}
         )
+    return bool(re.fullmatch(r"([45]\d\d:? )?((entry|repository|file) )?not found\.?|[45]\d\d:? [a-z ]+", text, re.I))
+
+
+def _decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return a file's text without NULs, and a note if there were some."""
+    mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
+    if mark == codecs.BOM_UTF8:
+        content = content.removeprefix(mark)
+        with suppress(UnicodeDecodeError):
+            return _without_nuls(path, content.decode("utf-8"))
+    elif mark:
+        encoding = MARKS[mark]
+    elif encoding is None and b"\0" in content:
+        raise UserError(f"{path}, line {_line_at(content, content.index(0))}: {_about_nul(content)}")
     try:
-        return content.decode(encoding or "utf-8")
+        return _without_nuls(path, content.decode(encoding or "utf-8"))
     except UnicodeDecodeError as error:
-        line, start = content.count(b"\n", 0, error.start) + 1, max(error.start - 15, 0)
-        if encoding is not None:
+        line, start = _line_at(content, error.start), max(error.start - 15, 0)
+        if encoding is not None and codecs.lookup(encoding).name != "utf-8":
             raise UserError(f"{path}, line {line}: not valid {encoding}") from None
         around = content[start : error.start + 15].decode("cp1252", "replace")
         raise UserError(
@@ -163,21 +256,61 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> str:
         raise UserError(f"--encoding {encoding}: no such encoding (cp1252 is one)") from None
 
 
+def _line_at(content: bytes, place: int) -> int:
+    """Return the number of the line, counted from 1, of the byte at a place; also in UTF-16."""
+    return len(re.findall(rb"\r\n?|\n", content[:place].replace(b"\0", b""))) + 1
+
+
+def _about_nul(content: bytes) -> str:
+    """Return what to do about NULs: in UTF-16 they are one of the two bytes of many characters."""
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if min(even, odd) == 0 and max(even, odd) > len(content) // 20:
+        name = "utf-16-le" if odd else "utf-16-be"
+        return f"a NUL byte: UTF-16 without a byte order mark: add --encoding {name}"
+    return (
+        "a NUL byte: if the file is text, add --encoding utf-8, which leaves NULs out, or --encoding utf-16-le for "
+        "UTF-16 without a byte order mark"
+    )
+
+
+def _without_nuls(path: Path, text: str) -> tuple[str, tuple[str, ...]]:
+    number = text.count("\0")
+    return text.replace("\0", ""), (f"{path}: left out {counted(number, 'NUL character')}",) if number else ()
+
+
+def _lines(path: Path, text: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return a text's lines without their ends, and a note if some began with a byte order mark."""
+    lines = [match[0].rstrip("\r\n") for match in LINE.finditer(text)]
+    marked = [number for number, line in enumerate(lines, start=1) if line.startswith(MARK)]
+    return [line.lstrip(MARK) for line in lines] if marked else lines, _about_marks(path, marked)
+
+
+def _about_marks(path: Path, lines: list[int]) -> tuple[str, ...]:
+    """Return a note about the marks at the beginning of lines, or of objects, as files that were put together have."""
+    return (f"{path}: left out a byte order mark (U+FEFF) in {listed('line', lines)}",) if lines else ()
+
+
 # -----------------------------------------------------------------------------
 # rows under a header: CSV, TSV, workbooks
 
 
-def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool, unit: str = "line") -> Table:
+def _under_header(
+    path: Path, rows: Iterable[tuple[int, list]], no_header: bool, unit: str = "line", before: int = 0, hint: str = ""
+) -> Table:
     """Make a table of numbered rows. Blank cells after the last column and blank rows at the end are dropped.
 
     An empty line is a row only if there is one column.
+
+    Args:
+        before: how many rows a spreadsheet shows before the first one.
+        hint: for an error, what to do about a row with too many cells.
     """
-    names, cells, lines, again, blank = [], [], array("q"), [], []
-    for line, row in rows:
+    names, cells, lines, records, again, blank = [], [], array("q"), array("q"), [], []
+    for record, (line, row) in enumerate(rows, start=before + 1):
         is_cell = unit == "line" and len(names) == len(row) == 1  # as "" is; csv reads an empty line as no cell
         if not is_cell and not any(map(str.strip, map(str, row))):
             if len(names) == 1 or (names and row):
-                blank.append(line)
+                blank.append((line, record))
             continue
         if not names:
             names = [str(number) if no_header else str(cell) for number, cell in enumerate(row, start=1)]
@@ -186,22 +319,24 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list]], no_header: bool,
                 continue
         if len(row) != len(names):
             if any(map(str.strip, map(str, row[len(names) :] or names[len(row) :]))):
-                hint = ": put a text that contains the delimiter in quotes" if len(row) > len(names) else ""
                 first = f"{'first row' if no_header else 'header'} has {len(names)}"
-                raise UserError(f"{path}, {unit} {line}: {counted(len(row), 'column')}, but the {first}{hint}")
+                problem = f"{counted(len(row), 'column')}, but the {first}{hint if len(row) > len(names) else ''}"
+                raise UserError(f"{path}, {_where(unit, [line], [record])}: {problem}")
             row = (row + [""] * len(names))[: len(names)]
         if row[-1] == names[-1] and len(row) > 1 and not no_header:
-            if [str(row[0]).lstrip("\ufeff"), *row[1:]] == names:
-                again.append(line)
+            if row == names:
+                again.append((line, record))
                 continue
-        lines.extend([*blank, line])
+        for numbers in (*blank, (line, record)):
+            lines.append(numbers[0])
+            records.append(numbers[1])
         for column, cell in zip(cells, row, strict=True):
             column += [""] * len(blank) + [cell]
         blank.clear()
     if not names:
         raise UserError(f"{path} is empty")
-    notes = (f"{path}: skipped {listed(unit, again)}, a repeated header",) if again else ()
-    return Table(path, names, cells, lines, unit, not no_header, notes)
+    notes = (f"{path}: skipped {_where(unit, *zip(*again, strict=True))}, a repeated header",) if again else ()
+    return Table(path, names, cells, lines, unit, not no_header, notes, records)
 
 
 def _read_workbook(path: Path, content: bytes, no_header: bool) -> Table:
@@ -221,11 +356,20 @@ def _read_workbook(path: Path, content: bytes, no_header: bool) -> Table:
     return table._replace(notes=(*table.notes, note))
 
 
-def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None) -> Table:
+def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delimiter: str | None) -> Table:
     """Read CSV as asked, or else as fits: with CSV's quotes, also with \\" inside them, or with quotes as text."""
-    separator = re.match(r"sep=([,;|\t])\r?\n", text)  # Excel's
-    start, delimiter = (separator.end(), separator[1]) if separator else (0, _delimiter(text))
-    read = partial(_read_dialect, path, delimiter=delimiter, start=start, no_header=no_header)
+    separator = re.match(r"sep=([,;|\t])\r?\n", text)  # Excel's; it shows no row for it
+    hidden = separator.end() if separator else 0
+    delimiter = delimiter or (separator[1] if separator else None)
+    start, notes = _after_comments(path, text, hidden, no_header, delimiter)
+    if delimiter is None:
+        delimiter, more = _delimiter(path, text, start, no_header)
+        notes += more
+    if delimiter == "|" and MARKDOWN.match(text, start):
+        raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
+    before = sum(1 for _ in LINE.finditer(text, hidden, start))
+    places = {"start": start, "before": before, "first": before + 1 + (hidden > 0)}
+    read = partial(_read_dialect, path, delimiter=delimiter, no_header=no_header, **places)
     table, problem = read(text, is_quoted=quoting != "none")
     if quoting is None and '"' in text:
         if problem:
@@ -235,60 +379,154 @@ def _read_csv(path: Path, text: str, no_header: bool, quoting: str | None) -> Ta
         quotes = text.count('\n"') + text.count(delimiter + '"')
         plain, _ = read(text, is_quoted=False) if 2 * quotes < text.count("\n") else (None, None)
         if plain and _are_quotes_text(plain, table is None or bool(swallowing), delimiter):
-            note = f"{path}: read line by line, with quotes as part of the texts (if they are CSV's: --quoting csv)"
-            return plain._replace(notes=(*plain.notes, note))
-        if swallowing:
-            note = f"{path}: a quoted text contains what look like rows: see {listed('line', swallowing)}"
-            table = table._replace(notes=(*table.notes, note))
+            table = plain
+            notes += (
+                f"{path}: read line by line, with quotes as part of the texts (if they are CSV's: --quoting csv)",
+            )
+        elif swallowing:
+            notes += (f"{path}: a quoted text contains what look like rows: see {table.where(swallowing)}",)
     if table is None:
         raise problem
-    return table
+    return table._replace(notes=(*table.notes, *notes))
 
 
-def _delimiter(text: str) -> str:
-    """Return the delimiter that cuts most rows into as many columns as the first row; of equals, into most columns."""
+def _rows(text: str, start: int, delimiter: str) -> list[list[str]]:
+    """Return the first 50 rows but for empty ones."""
+    rows = csv.reader((match[0] for match in LINE.finditer(text, start)), delimiter=delimiter)
+    return [row for row in islice(rows, 50) if row]
 
-    def evenness(delimiter: str) -> tuple[int, int]:
-        rows = csv.reader((match[0] for match in LINE.finditer(text)), delimiter=delimiter)
-        widths = [len(row) for row in islice(rows, 50) if row] or [1]
-        return widths.count(widths[0]) if widths[0] > 1 else 0, widths[0]
 
-    return max("\t,;", key=evenness)
+def _delimiter(path: Path, text: str, start: int, no_header: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the delimiter, and a note if another one may be meant.
+
+    It is the one that cuts most rows into as many columns as the first row; of equals, into most columns. One that cuts
+    all rows, into texts and labels, comes first. Texts contain |, too: it comes last, and needs a header, or labels.
+    """
+
+    def fit(delimiter: str) -> tuple:
+        rows = _rows(text, start, delimiter)
+        widths = list(map(len, rows)) or [1]
+        even = widths.count(widths[0]) if widths[0] > 1 else 0
+        fits = 0 < even == len(widths)
+        are_examples = fits and _are_examples(rows)
+        if delimiter == "|" and (not are_examples if no_header else 2 * even <= len(widths)):
+            even, fits = 0, False
+        return are_examples, fits, even > 0, delimiter != "|", even, widths[0]
+
+    fits = {delimiter: fit(delimiter) for delimiter in "\t,;|"}
+    usual, found = max("\t,;", key=lambda delimiter: fits[delimiter][4:]), max(fits, key=fits.get)
+    if found == usual or (fits[usual][4] == 0 and not no_header):
+        return found, ()
+    words = {character: word for word, character in DELIMITERS.items()}
+    how = f"if that is wrong, add --delimiter {words[usual]}"
+    return found, (f"{path}: read with the delimiter {words[found]}: {how}",)
+
+
+def _are_examples(rows: list[list[str]]) -> bool:
+    """Return whether rows of one width have a column of labels (some repeated), and one of longer, more various texts.
+
+    Commas in sentences are followed by blanks, which labels do not begin with.
+    """
+    columns = list(zip(*rows, strict=True))
+    found = [(len(set(cells)), sum(map(len, cells)), any(cell[:1] == " " for cell in cells)) for cells in columns]
+    labels = [(kinds, size) for kinds, size, is_prose in found if 1 < kinds <= len(rows) // 2 and not is_prose]
+    return any(kinds < others and size < longer for kinds, size in labels for others, longer, _ in found)
+
+
+def _after_comments(
+    path: Path, text: str, start: int, no_header: bool, delimiter: str | None
+) -> tuple[int, tuple[str, ...]]:
+    """Return where the lines that begin with # and are not split like the others end, and a note about them."""
+    block = re.compile(r"(?:#[^\r\n]*(?:\r\n?|\n)|[ \t]*(?:\r\n?|\n))+").match(text, start)
+    if not block or "#" not in block[0] or not text[block.end() :].strip():
+        return start, ()
+    lines, number = [match for match in LINE.finditer(text, start, block.end()) if match[0][0] == "#"], 0
+    if len(lines) > 100:
+        return start, ()  # texts
+    usual = delimiter or _delimiter(path, text, block.end(), no_header)[0]
+    widths = list(map(len, _rows(text, block.end(), usual)))
+    width = widths[0] if not no_header or 1 < widths.count(widths[0]) == len(widths) else 1
+    for count, line in enumerate(lines, start=1):
+        row, *others = _rows(text, line.start(), delimiter or _delimiter(path, text, line.start(), no_header)[0])
+        other = next((each for each in others if each[0][:1] != "#"), row)
+        is_alike = len(row) == len(other) and (len(row) > 1 or width == 1)
+        if no_header:
+            is_alike = is_alike or line[0][1:2].isalnum()  # a hashtag
+        elif is_alike:
+            if _has_usual_name(row):
+                break  # the header
+            is_prose = row[0][:2] == "# " and any(cell[:1] == " " for cell in row[1:])
+            is_alike = not _has_usual_name(other) and not (is_prose and not any(cell[:1] == " " for cell in other))
+        number = number if is_alike else count
+    if not number:
+        return start, ()
+    return lines[number - 1].end(), (f"{path}: skipped {counted(number, 'line')} of comments (#) before the first row",)
+
+
+def _has_usual_name(row: Iterable[str]) -> bool:
+    """Return whether a row has a usual name of a column with texts or labels."""
+    usual = set(chain(*chain(*USUAL_NAMES.values())))
+    return any(cell.strip("# \t\r\n").lower() in usual for cell in row)
 
 
 def _read_dialect(
-    path: Path, text: str, delimiter: str, start: int, no_header: bool, is_quoted: bool = True
+    path: Path,
+    text: str,
+    delimiter: str,
+    start: int,
+    before: int,
+    first: int,
+    no_header: bool,
+    is_quoted: bool = True,
 ) -> tuple[Table | None, UserError | None]:
-    """Return a table or an error."""
-    lines = (match[0] for match in LINE.finditer(text, start))
-    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
-    reader, first = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), 1 + (start > 0)
-    line = first
+    """Return a table or an error.
+
+    Args:
+        before: how many rows a spreadsheet shows before start.
+        first: the number of the line at start.
+    """
+    is_begun, marked = False, []  # whether the reader is inside a row; the lines of marks before rows
+
+    def lines() -> Iterator[str]:
+        nonlocal is_begun
+        for match in LINE.finditer(text, start):
+            line = match[0]
+            if not is_begun and line[0] == MARK:
+                marked.append(first + reader.line_num)
+                line = line.lstrip(MARK)
+            is_begun = True
+            yield line
 
     def rows() -> Iterator[tuple[int, list[str]]]:
-        nonlocal line
+        nonlocal is_begun, line, record
         for row in reader:
             yield line, row
-            line = first + reader.line_num
+            line, record, is_begun = first + reader.line_num, record + 1, False
 
+    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    source = lines() if MARK in text else (match[0] for match in LINE.finditer(text, start))
+    reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
+    line, record = first, before + 1
+    hint = ": put a text that contains the delimiter in quotes, or set another --delimiter"
     try:
-        return _under_header(path, rows(), no_header), None
+        table = _under_header(path, rows(), no_header, before=before, hint=hint)
+        return table._replace(notes=(*_about_marks(path, marked), *table.notes)), None
     except csv.Error as error:
         problem = "a quote that is never closed" if "unexpected end" in str(error) else "text after a closing quote"
         how = "double the quotes inside quotes, or add --quoting none to read quotes as text"
-        return None, UserError(f"{path}, line {line}: {problem}: {how}")
+        return None, UserError(f"{path}, {_where('line', [line], [record])}: {problem}: {how}")
     except UserError as error:
         return None, error
 
 
 def _swallowing(table: Table, delimiter: str) -> list[int]:
-    """Return the lines of rows with a cell in which some line looks like a row of its own.
+    """Return the rows with a cell in which some line looks like a row of its own.
 
     Such a line has as many cells as the header and, since texts contain commas, a cell that its column has elsewhere.
     """
     found, known = [], [set(column) - {""} for column in table.cells]
     for column in table.cells:
-        for number, cell in zip(table.lines, column, strict=True):
+        for number, cell in enumerate(column):
             rows = [line.split(delimiter) for line in cell.splitlines()] if "\n" in cell else []
             rows = [row for row in rows if len(row) == len(known) > 1]
             if any(delimiter == "\t" or any(map(set.__contains__, known, row)) for row in rows):
@@ -306,15 +544,45 @@ def _are_quotes_text(plain: Table, is_broken: bool, delimiter: str) -> bool:
 
 
 # -----------------------------------------------------------------------------
-# JSON, parquet, folders
+# fastText, JSON, parquet, folders
+
+
+def _read_fasttext(path: Path, text: str) -> Table:
+    """Read lines as `__label__praise Thank you!`; several labels of a line are joined by commas."""
+    lines, notes = _lines(path, text)
+    numbers, texts, labels = array("q"), [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = FASTTEXT_LABELS.match(line.lstrip())
+        if not found:
+            raise UserError(f"{path}, line {number}: no __label__ at its beginning, as the first line has")
+        numbers.append(number)
+        labels.append(",".join(word.removeprefix("__label__") for word in found[0].split()))
+        texts.append(line.lstrip()[found.end() :])
+    return Table(path, ["text", "label"], [texts, labels], numbers, notes=notes)
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text begins with an object of JSON, and another one or its end follows."""
+    if not (begin := re.match(r'[\s\[]*\{\s*"', text)):
+        return False
+    with suppress(ValueError, RecursionError):
+        _, end = json.JSONDecoder().raw_decode(text, text.index("{", 0, begin.end()))
+        end = BETWEEN_OBJECTS.match(text, end).end()
+        return text[end : end + 1] in ("", "{")
+    return False
 
 
 def _read_json(path: Path, text: str) -> Table:
-    """Read objects, one per line or in an array; each key is a column."""
+    """Read objects, one per line or in an array, or in a list in the only object; each key is a column."""
     decode, columns = json.JSONDecoder().raw_decode, {}
-    lines, line, end = array("q"), 1, 0
+    lines, line, end, marked = array("q"), 1, 0, []
     while (begin := BETWEEN_OBJECTS.match(text, end).end()) < len(text):
+        is_marked = MARK in text[end:begin]
         line += text.count("\n", end, begin)
+        if is_marked:
+            marked.append(line)
         try:
             value, end = decode(text, begin)
         except (ValueError, RecursionError) as error:
@@ -322,16 +590,49 @@ def _read_json(path: Path, text: str) -> Table:
             raise UserError(f"{path}, line {line}: not JSON: {problem}: {EXPECTED}") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {line}: {json.dumps(value):.40}: {EXPECTED}")
-        for name in value:
-            if name not in columns:
-                columns[name] = [None] * len(lines)
-        for name, column in columns.items():
-            column.append(value.get(name))
+        _add_object(columns, value, len(lines))
         lines.append(line)
         line += text.count("\n", begin, end)
     if not lines:
         raise UserError(f"{path} is empty: {EXPECTED}")
-    return Table(path, list(columns), list(columns.values()), lines)
+    if len(lines) == 1 and (inside := _objects_inside(path, value)):
+        objects, notes = inside
+        columns.clear()
+        for number, each in enumerate(objects):
+            _add_object(columns, each, number)
+        return Table(path, list(columns), list(columns.values()), range(1, len(objects) + 1), "row", notes=notes)
+    return Table(path, list(columns), list(columns.values()), lines, notes=_about_marks(path, marked))
+
+
+def _add_object(columns: dict[str, list], value: dict, rows: int) -> None:
+    """Add an object to columns that have some rows."""
+    for name in value:
+        if name not in columns:
+            columns[name] = [None] * rows
+    for name, column in columns.items():
+        column.append(value.get(name))
+
+
+def _objects_inside(path: Path, whole: dict) -> tuple[list[dict], tuple[str, ...]] | None:
+    """Return the rows in an answer of the Hugging Face hub's viewer, or the only list of objects; and notes."""
+
+    def are_objects(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+    rows = whole.get("rows")
+    if are_objects(rows) and all(isinstance(row.get("row"), dict) for row in rows):
+        notes, total = [], whole.get("num_rows_total")
+        if (isinstance(total, int) and total > len(rows)) or whole.get("truncated") or whole.get("partial"):
+            of = f"{len(rows):,} of {total:,} rows" if isinstance(total, int) else f"the first {len(rows):,} rows"
+            notes.append(f"{path}: only {of} are in it: download the whole data set, for example as parquet")
+        if cut := [number for number, row in enumerate(rows, start=1) if row.get("truncated_cells")]:
+            notes.append(f"{path}: the viewer has cut texts short in {listed('row', cut)}")
+        return [row["row"] for row in rows], tuple(notes)
+    lists = [name for name, value in whole.items() if are_objects(value)]
+    if len(lists) != 1 or _has_usual_name([name for name in whole if name not in lists]):
+        return None
+    others = ", ".join(repr(name) for name in whole if name not in lists)
+    return whole[lists[0]], (f"{path}: read the list {lists[0]!r}, not {others:.200}",) if others else ()
 
 
 def _read_parquet(path: Path, content: bytes) -> Table:
@@ -363,11 +664,12 @@ def _read_folder(path: Path, encoding: str | None) -> Table:
     if not files:
         raise UserError(f"{path} is a folder without folders of .txt files, one folder per class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
-    texts = [_decoded(file, _content_of(file), encoding) for file in files]
+    decoded = [_decoded(file, _content_of(file), encoding) for file in files]
     others = sum(len(visible_files(path, depth)) for depth in ("*", "*/*", "*/*/*")) - len(files)
-    notes = (f"{path}: skipped {counted(others, 'file')}, not .txt files in a class's folder",) if others else ()
-    cells = [names, texts, [file.parent.name for file in files]]
-    return Table(path, ["id", "text", "label"], cells, names, "file", notes=notes)
+    notes = [f"{path}: skipped {counted(others, 'file')}, not .txt files in a class's folder"] if others else []
+    cells = [names, [text for text, _ in decoded], [file.parent.name for file in files]]
+    notes += chain(*(more for _, more in decoded))
+    return Table(path, ["id", "text", "label"], cells, names, "file", notes=tuple(notes))
 
 
 def texts_in(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from classifier.training.predict import average, predict
 from model import GPT
 
 AT_ONCE = 32768  # texts sorted by length together, so that micro-batches have little padding
+CELLS = 2**22  # probabilities in memory at once: of many classes fewer texts
 
 
 class Answers(NamedTuple):
@@ -28,6 +29,14 @@ class Answers(NamedTuple):
 
     labels: list[str]  # the most probable class of each text
     probabilities: np.ndarray  # float32 (texts, K), the classes in the order of label_names
+
+
+class Chunk(NamedTuple):
+    """The answers to some texts."""
+
+    rows: np.ndarray  # (n,) their indices
+    log_probabilities: Tensor  # float64 (n, K)
+    longer: np.ndarray  # (classifiers,) how many texts each of them truncates
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,12 @@ class Classifier:
         texts = Texts(replace(split, prompt=prompt), self.model)
         return predict(self.model, texts, self.dtype, on_examples).double()
 
+    def count_longer(self, split: Split) -> int:
+        """Return how many texts have more tokens, with the prompt of training, than the model reads."""
+        block_size = self.model.config.block_size
+        room = block_size - len(encode_prompt(self.saved["settings"]["prompt"], block_size))
+        return int((split.whole_lengths() > room).sum())
+
 
 def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Classifier], str]:
     """Load classifiers that answer together; also return two lines that say where they compute, and why."""
@@ -142,14 +157,50 @@ def predict_all(classifiers: list[Classifier], split: Split) -> Tensor:
 def log_probabilities(classifiers: list[Classifier], texts: list[str]) -> Tensor:
     """Compute the log-probabilities of any number of texts: float64 (texts, K), NaN for a blank text."""
     found = torch.full((len(texts), len(classifiers[0].label_names)), torch.nan, dtype=torch.float64)
-    rows = np.flatnonzero([bool(text.strip()) for text in texts])
-    with tqdm(total=len(classifiers) * len(rows), unit=" rows", disable=None, leave=False, delay=1) as bar:
-        for start in range(0, len(rows), AT_ONCE):
-            chosen = rows[start : start + AT_ONCE]
-            some = [texts[row] for row in chosen]
-            logits = [classifier.logits(classifier.tokenize(some), bar.update) for classifier in classifiers]
-            found[chosen] = average(logits).log_softmax(-1)
+    with tqdm(total=len(classifiers) * len(texts), unit=" rows", disable=None, leave=False, delay=1) as bar:
+        for chunk in answer_texts(classifiers, texts, bar.update):
+            found[chunk.rows] = chunk.log_probabilities
     return found
+
+
+def answer_texts(
+    classifiers: list[Classifier], texts: list[str], on_examples: Callable[[int], Any] = lambda count: None
+) -> Iterator[Chunk]:
+    """Yield the answers to any number of texts in chunks, leaving out blank texts.
+
+    on_examples: called with the number of examples that some classifier has finished.
+    """
+    rows = np.flatnonzero([bool(text.strip()) for text in texts])
+
+    def tokenized(classifier: Classifier, chosen: np.ndarray) -> Split:
+        return classifier.tokenize([texts[row] for row in chosen])
+
+    return _in_chunks(classifiers, rows, tokenized, on_examples)
+
+
+def answer_split(classifiers: list[Classifier], split: Split) -> Iterator[Chunk]:
+    """Yield the answers to a prepared split in chunks."""
+
+    def part(_: Classifier, chosen: np.ndarray) -> Split:
+        return replace(split, offsets=split.offsets[chosen[0] : chosen[-1] + 2], labels=None)
+
+    with tqdm(total=len(classifiers) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        yield from _in_chunks(classifiers, np.arange(len(split)), part, bar.update)
+
+
+def _in_chunks(
+    classifiers: list[Classifier],
+    rows: np.ndarray,
+    split_of: Callable[[Classifier, np.ndarray], Split],
+    on_examples: Callable[[int], Any],
+) -> Iterator[Chunk]:
+    at_once = max(1, min(AT_ONCE, CELLS // len(classifiers[0].label_names)))
+    for start in range(0, len(rows), at_once):
+        chosen = rows[start : start + at_once]
+        splits = [split_of(classifier, chosen) for classifier in classifiers]
+        pairs = list(zip(classifiers, splits, strict=True))
+        found = average([classifier.logits(split, on_examples) for classifier, split in pairs]).log_softmax(-1)
+        yield Chunk(chosen, found, np.array([classifier.count_longer(split) for classifier, split in pairs]))
 
 
 def example_text(split: Split, index: int) -> str:

@@ -115,6 +115,20 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
     return Split(split, *arrays)
 
 
+def long_note(split: Split, block_size: int) -> str | None:
+    """Return a note on the texts of a split that are truncated to block_size, None if there are none."""
+    longer = int((split.whole_lengths() > block_size).sum())
+    return note_of_longer(longer, len(split), block_size, getattr(split, "keep", "last"))
+
+
+def note_of_longer(longer: int, texts: int, block_size: int, keep: str) -> str | None:
+    """Return the note on so many truncated texts of all, None if there are none."""
+    if not longer:
+        return None
+    longer_ones = f"{longer:,} of {texts:,} texts are longer than {block_size} tokens"
+    return f"note: {longer_ones}: their {keep} {block_size} are read"
+
+
 def meta_sha256(meta: dict[str, Any]) -> str:
     """Return the checksum of meta.json's content without the checksum itself."""
     content = {key: value for key, value in meta.items() if key != "sha256"}

@@ -223,6 +223,8 @@ def decode_lines(lines: Iterable[bytes], blank: list[int], unreadable: list[int]
 def answer_files(arguments: Namespace) -> None:
     """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
     process, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= process < processes:
+        raise UserError(f"RANK is {process}: it must be at least 0 and below WORLD_SIZE, {processes}")
     files = parts.parts_of(arguments.file, arguments.predictions)
     if processes > 1 and not files:
         raise UserError("several processes share several files: pass them, or a folder, as --file, or use one process")
@@ -231,7 +233,7 @@ def answer_files(arguments: Namespace) -> None:
     if process == 0:
         print(machine, flush=True)
     options = {name: getattr(arguments, name) for name in GOES_WITH["file"] if name not in ("predictions", "overwrite")}
-    job = parts.Job(classifiers, arguments, options | {"dtype": str(classifiers[0].dtype)})
+    job = parts.Job(classifiers, arguments, options | {"dtype": str(classifiers[0].dtype)}, set())
     if files:
         parts.answer_parts(job, files, arguments.predictions, process, processes)
     else:

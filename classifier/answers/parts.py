@@ -40,7 +40,7 @@ from classifier.data.rows import (
     write_table,
 )
 from classifier.errors import UserError, tell
-from classifier.files import file_sha256, hold, to_disk, write_json
+from classifier.files import file_sha256, hold, to_disk, written_whole
 
 RECORDS = ".parts"
 OTHERS = {  # what differs between a record and what is asked for
@@ -56,6 +56,12 @@ class Job(NamedTuple):
     classifiers: list[Classifier]
     arguments: Namespace  # evaluate.py's
     options: dict[str, Any]  # those of them that change answers or reports
+    told: set[str]  # so that what is true of many files is told once
+
+    def tell(self, line: str) -> None:
+        if line not in self.told:
+            tell(line)
+        self.told.add(line)
 
 
 # -----------------------------------------------------------------------------
@@ -65,8 +71,7 @@ class Job(NamedTuple):
 def answer_file(job: Job, path: Path, out: Path) -> None:
     """Write a file again with the answers as further columns; report on them where the file has labels."""
     with tqdm(unit=" rows", disable=None, leave=False, delay=1) as bar:
-        tally, reasons = _answer(job, path, out, out, bar)
-    tell(reasons)
+        tally = _answer(job, path, out, out, bar)
     print(f"wrote {out} ({tally.said_rows()})")
     sources = {path: file_sha256(path)} if path.is_file() else {}
     _report(job, tally, path.name, sources)
@@ -74,8 +79,8 @@ def answer_file(job: Job, path: Path, out: Path) -> None:
 
 def _answer(
     job: Job, path: Path, out: Path, staging: Path, bar: tqdm, size: int | None = None, is_first: bool = True
-) -> tuple[Tally, str]:
-    """Write a file's rows and their answers to staging, in the format of out; return also a line on its columns.
+) -> Tally:
+    """Write a file's rows and their answers to staging, in the format of out.
 
     Args:
         size: how far the file moves the bar; None: as many as there are rows.
@@ -86,17 +91,16 @@ def _answer(
     named = {"text": arguments.text_column, "label": arguments.label_column}
     welcome = () if arguments.no_labels else ("label",)
     columns, reasons = choose_columns(table, named, ["text"], welcome, first.text_columns)
-    labels = _labels(job, table, columns, is_first)
-    for note in table.notes:
-        tell(note)
+    for line in (f"columns: {reasons}", *table.notes):
+        job.tell(line)
     trained_on = [name.strip().lower() for name in first.text_columns]
     if len(trained_on) > 1 and [name.strip().lower() for name in columns["text"]] != trained_on:
-        tell(f"note: the model was trained on {' + '.join(first.text_columns)}, in this order: other answers")
+        job.tell(f"note: the model was trained on {' + '.join(first.text_columns)}, in this order: other answers")
+    labels = _labels(job, table, columns, is_first)
     if size is None:
         bar.total, size = len(table.lines), len(table.lines)
     limits = {"top": arguments.top, "least": arguments.min_confidence or 0.0}
-    tally = answer_table(job.classifiers, table, columns["text"], out, labels, **limits, bar=bar, size=size, to=staging)
-    return tally, f"columns: {reasons}"
+    return answer_table(job.classifiers, table, columns["text"], out, labels, **limits, bar=bar, size=size, to=staging)
 
 
 def answer_table(
@@ -151,8 +155,10 @@ def _labels(job: Job, table: Table, columns: Columns, is_first: bool) -> np.ndar
             f"({', '.join(first.label_names):.100}) of {first.path}: is this the right checkpoint? Another column is "
             f"chosen with --label_column; --no_labels ignores the labels in {columns['label'][0]!r}"
         )
-    is_answered = np.array([bool(text.strip()) for text in cells_of(table, columns["text"])])
-    if unknown := list(compress(table.lines, is_answered & is_labelled & (numbers < 0))):
+    is_unknown = is_labelled & (numbers < 0)
+    if is_unknown.any():
+        is_unknown &= [bool(text.strip()) for text in cells_of(table, columns["text"])]
+    if unknown := list(compress(table.lines, is_unknown)):
         rows = f"{len(unknown):,} of {len(labels):,} rows ({listed(table.unit, unknown)})"
         where = "" if is_first else f" of {table.path}"
         tell(f"note: not compared, since their labels are none of the classes: {rows}{where}")
@@ -225,16 +231,13 @@ def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes
     """Answer this process's share of the files, but for those that are done; the process that ends last reports."""
     made_from = {"checkpoints": [file_sha256(each.path) for each in job.classifiers], "options": job.options}
     to_do = _to_do(parts[process::processes], out, made_from, job.arguments.overwrite)
-    records, columns = {}, ""
+    records = {}
     sizes = [part.stat().st_size for part in to_do]
     quiet = {"disable": None if process == 0 else True, "leave": False, "delay": 1}
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, **quiet) as bar:
         for number, part in enumerate(to_do, start=1):
             with hold(out / RECORDS / part.name):
-                reasons = _answer_part(job, part, out, made_from, bar, part == parts[0])
-                if reasons != columns:
-                    columns = reasons
-                    tell(columns)
+                _answer_part(job, part, out, made_from, bar, part == parts[0])
                 # under a lock: of several processes that end together, only the last finds all files there
                 with FileLock(out / RECORDS / ".lock"):
                     os.replace(out / RECORDS / part.name / part.name, out / part.name)
@@ -244,7 +247,7 @@ def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes
     records = records if to_do else _done(parts, out, made_from)
     if len(records) < len(parts):
         left = f"{len(parts) - len(records):,} of {counted(len(parts), 'file')}"
-        print(f"left to other processes, the last of which prints the report: {left}")
+        print(f"{left} are left to other processes, the last of which prints the report")
     elif to_do or process == 0:
         tally = sum((Tally.from_json(record["tally"]) for record in records.values()), Tally())
         print(f"{out} has the answers to {counted(len(parts), 'file')} ({tally.said_rows()})")
@@ -265,14 +268,14 @@ def _to_do(parts: list[Path], out: Path, made_from: dict[str, Any], is_replaced:
     return to_do
 
 
-def _answer_part(job: Job, part: Path, out: Path, made_from: dict[str, Any], bar: tqdm, is_first: bool) -> str:
-    """Write a part's answers beside its record, then the record; return a line on the columns."""
+def _answer_part(job: Job, part: Path, out: Path, made_from: dict[str, Any], bar: tqdm, is_first: bool) -> None:
+    """Write a part's answers beside its record, then the record."""
     folder, input_sha256 = out / RECORDS / part.name, file_sha256(part)
     staging = folder / part.name
-    tally, reasons = _answer(job, part, out / part.name, staging, bar, part.stat().st_size, is_first)
+    tally = _answer(job, part, out / part.name, staging, bar, part.stat().st_size, is_first)
     record = made_from | {"input": input_sha256, "output": file_sha256(staging), "tally": tally.to_json()}
-    write_json(folder / "record", record)
-    return reasons
+    with written_whole(folder / "record", "w") as f:
+        json.dump(record, f)
 
 
 def _done(parts: list[Path], out: Path, made_from: dict[str, Any]) -> dict[Path, dict[str, Any]]:

@@ -247,7 +247,7 @@ def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes
     records = records if to_do else _done(parts, out, made_from)
     if len(records) < len(parts):
         left = f"{len(parts) - len(records):,} of {counted(len(parts), 'file')}"
-        print(f"{left} are left to other processes, the last of which prints the report")
+        print(f"left to other processes, the last of which prints the report: {left}")
     elif to_do or process == 0:
         tally = sum((Tally.from_json(record["tally"]) for record in records.values()), Tally())
         print(f"{out} has the answers to {counted(len(parts), 'file')} ({tally.said_rows()})")

@@ -44,17 +44,13 @@ from classifier.errors import UserError
 
 SUBMISSION_SPLITS = ["dev", "test"]
 # what a call does: one of the first four, or else a report on --split; and the options that go with it
+WRITTEN = ["predictions", "overwrite", "top", "min_confidence"]
 GOES_WITH = {
     "info": [],
     "text": ["explain", "min_confidence"],
-    "file": [
-        *("predictions", "overwrite", "top", "min_confidence", "text_column", "label_column", "no_labels"),
-        *("no_header", "quoting", "encoding"),
-    ],
+    "file": [*WRITTEN, "text_column", "label_column", "no_labels", "no_header", "quoting", "encoding"],
     "calibrate": ["data_dir", "overwrite"],
-    "split": [
-        *("data_dir", "overwrite", "predictions", "top", "min_confidence", "plots", "submission", "compare", "errors"),
-    ],
+    "split": [*WRITTEN, "data_dir", "plots", "submission", "compare", "errors"],
 }
 
 
@@ -228,7 +224,8 @@ def answer_files(arguments: Namespace) -> None:
     files = parts.parts_of(arguments.file, arguments.predictions)
     if processes > 1 and not files:
         raise UserError("several processes share several files: pass them, or a folder, as --file, or use one process")
-    distributed.take_gpu(arguments.device, int(os.environ.get("LOCAL_RANK", 0)))
+    if "LOCAL_RANK" in os.environ:  # torchrun sets it
+        distributed.take_gpu(arguments.device, int(os.environ["LOCAL_RANK"]))
     classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
     if process == 0:
         print(machine, flush=True)

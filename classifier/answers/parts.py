@@ -70,7 +70,7 @@ class Job(NamedTuple):
 
 def answer_file(job: Job, path: Path, out: Path) -> None:
     """Write a file again with the answers as further columns; report on them where the file has labels."""
-    with tqdm(unit=" rows", disable=None, leave=False, delay=1) as bar:
+    with tqdm(unit=" rows", unit_scale=True, disable=None, leave=False, delay=1) as bar:
         tally = _answer(job, path, out, out, bar)
     print(f"wrote {out} ({tally.said_rows()})")
     sources = {path: file_sha256(path)} if path.is_file() else {}

@@ -223,8 +223,10 @@ def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
     found = torch.from_numpy(random.normal(size=(1000, 3))).log_softmax(-1)
     labels = np.where(random.random(1000) < 0.1, -1, random.integers(3, size=1000)).astype(np.int16)
     parts = [report.tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
-    stored = [report.Tally.from_json(json.loads(json.dumps(part.to_json()))) for part in parts]
-    report.print_report(sum(stored, report.Tally()), names, "all")
+    tally = report.Tally()
+    for part in parts:
+        tally += report.Tally.from_json(json.loads(json.dumps(part.to_json())))
+    report.print_report(tally, names, "all")
     printed = capsys.readouterr().out
     known, logits = labels[labels >= 0], found[labels >= 0]
     predictions = logits.argmax(1).numpy()
@@ -383,7 +385,7 @@ def test_texts_that_are_truncated_are_counted(place):
 # many files
 
 
-PARTS = ["p1.csv", "p2.jsonl", "p3.tsv", "p4.csv"]
+PARTS = ["p1.csv", "p2.jsonl", "p3.tsv", "p4.csv.gz"]
 MANY = ["evaluate.py", "--file", "parts", *ANSWERS, "answered"]
 
 
@@ -401,7 +403,8 @@ def parts(place):
             (folder / name).write_text("".join(json.dumps({"text": a, "label": b}) + "\n" for a, b in rows))
         else:
             lines = ["\t".join(row) if name.endswith("tsv") else ",".join(row) for row in [("text", "label"), *rows]]
-            (folder / name).write_text("\n".join(lines) + "\n")
+            content = ("\n".join(lines) + "\n").encode()
+            (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return place
 
 

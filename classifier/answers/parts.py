@@ -249,7 +249,9 @@ def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes
         left = f"{len(parts) - len(records):,} of {counted(len(parts), 'file')}"
         print(f"left to other processes, the last of which prints the report: {left}")
     elif to_do or process == 0:
-        tally = sum((Tally.from_json(record["tally"]) for record in records.values()), Tally())
+        tally = Tally()
+        for record in records.values():
+            tally += Tally.from_json(record["tally"])
         print(f"{out} has the answers to {counted(len(parts), 'file')} ({tally.said_rows()})")
         _report(job, tally, counted(len(parts), "file"), {part: record["input"] for part, record in records.items()})
 

@@ -4,7 +4,7 @@ import csv
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +55,11 @@ class Tally:
     unsure: np.ndarray = field(default_factory=lambda: np.zeros(3, int))  # rows, with a label, right
     longer: np.ndarray | int = 0  # (classifiers,) how many texts each of them truncates
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+    def __iadd__(self, other: "Tally") -> "Tally":
+        self.pairs.update(other.pairs)
+        for name in ("rows", "loss", "bins", "unsure", "longer"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
     def counts(self) -> np.ndarray:
         """Return label, predicted class and the number of rows for each pair with a label: (pairs, 3) int64."""

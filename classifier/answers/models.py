@@ -21,7 +21,7 @@ from classifier.training.predict import average, predict
 from model import GPT
 
 AT_ONCE = 32768  # texts sorted by length together, so that micro-batches have little padding
-CELLS = 2**22  # probabilities in memory at once: of many classes fewer texts
+CELLS = 2**20  # probabilities in memory at once: of many classes fewer texts
 
 
 class Answers(NamedTuple):

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from classifier import errors
 from classifier.answers import models
 from classifier.answers.models import Classifier
-from classifier.answers.report import answer_table
+from classifier.answers.parts import answer_table
 from classifier.data.dataset import Split, load_split
 from classifier.data.own import choose_columns
 from classifier.data.rows import ENDINGS, read_table
@@ -98,11 +98,10 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
         columns, reasons = choose_columns(table, {}, ["text"], (), classifiers[0].text_columns)
         name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
         out = Path(path).with_name(f"answered-{name}")
-        found = answer_table(classifiers, table, columns["text"], out)
+        tally = answer_table(classifiers, table, columns["text"], out)
     except (UserError, OSError, ModuleNotFoundError) as error:
         return None, errors.printable(f"No answers: {error}")
-    blank = int(found[:, 0].isnan().sum())
-    facts = [f"rows: {len(found):,}, without a text: {blank:,}", reasons, *table.notes]
+    facts = [tally.said_rows(), reasons, *table.notes]
     return str(out), errors.printable("; ".join(facts))
 
 

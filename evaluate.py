@@ -10,9 +10,11 @@ python evaluate.py --ckpt out/best.pt --calibrate calibrated.pt
 python evaluate.py --ckpt out/best.pt --text "A lovely film." --explain
 python evaluate.py --ckpt out/best.pt --text - < reviews.txt   (a text a line)
 python evaluate.py --ckpt out/best.pt --file new.csv --predictions answered.csv
+python evaluate.py --ckpt out/best.pt --file parts/ --predictions answered/
 """
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
@@ -20,37 +22,35 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from classifier import checkpoint, errors
-from classifier.answers import report
+from classifier import checkpoint, distributed, errors
+from classifier.answers import parts, report
 from classifier.answers.calibration import calibrate
 from classifier.answers.explain import explain
-from classifier.answers.models import Classifier, load_all, log_probabilities, predict_all, prepared_folder
+from classifier.answers.models import (
+    Classifier,
+    answer_split,
+    answer_texts,
+    load_all,
+    log_probabilities,
+    predict_all,
+    prepared_folder,
+)
 from classifier.data.dataset import Split, load_split
-from classifier.data.own import cells_of, choose_columns, class_numbers
-from classifier.data.rows import counted, delimiter_named, listed, read_table
+from classifier.data.rows import counted, delimiter_named, listed
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 
 SUBMISSION_SPLITS = ["dev", "test"]
 # what a call does: one of the first four, or else a report on --split; and the options that go with it
+WRITTEN = ["predictions", "overwrite", "top", "min_confidence"]
 GOES_WITH = {
     "info": [],
-    "text": ["explain"],
-    "file": [
-        "predictions",
-        "overwrite",
-        "text_column",
-        "label_column",
-        "no_header",
-        "delimiter",
-        "quoting",
-        "encoding",
-    ],
+    "text": ["explain", "min_confidence"],
+    "file": [*WRITTEN, "text_column", "label_column", "no_labels", "no_header", "delimiter", "quoting", "encoding"],
     "calibrate": ["data_dir", "overwrite"],
-    "split": ["data_dir", "overwrite", "predictions", "plots", "submission", "compare", "errors"],
+    "split": [*WRITTEN, "data_dir", "plots", "submission", "compare", "errors"],
 }
 
 
@@ -61,14 +61,12 @@ def main() -> None:
             _, saved = checkpoint.load(path)
             print(json.dumps(saved["run"], indent=2, ensure_ascii=False, default=str))
         return
+    if arguments.file:
+        answer_files(arguments)
+        return
     classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
     if arguments.text:
-        classify_texts(classifiers, arguments.text, arguments.explain)
-        return
-    if arguments.file:
-        check_outputs(arguments, classifiers)
-        print(machine)
-        classify_file(classifiers, arguments)
+        classify_texts(classifiers, arguments)
         return
     others, _ = load_all(arguments.compare, arguments.device, arguments.dtype)
     names = [arguments.split]
@@ -117,26 +115,34 @@ def report_on_split(
     split, label_names = splits[arguments.split], classifiers[0].label_names
     if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
         raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
-    answers = {name: predict_all(classifiers, each) for name, each in splits.items()}
-    logits = answers[split.name]
+    least, top = arguments.min_confidence or 0.0, report.classes_to_keep(label_names, arguments.top)
+
+    def ranked_answers(models: list[Classifier], split: Split) -> tuple[report.Ranked, report.Tally]:
+        return report.rank(answer_split(models, split), len(split), split.labels, top, least)
+
+    answers = {name: ranked_answers(classifiers, each) for name, each in splits.items()}
+    ranked, tally = answers[split.name]
     if arguments.submission:
         for name, path in submission_paths(arguments.submission, classifiers).items():
-            report.write_submission(path, splits[name], answers[name])
+            report.write_submission(path, splits[name], answers[name][0].classes[:, 0])
             print(f"wrote {path}")
     if arguments.predictions:
-        report.write_predictions(arguments.predictions, split, logits.softmax(-1).numpy(), label_names)
+        columns = report.columns_of_answers(ranked, label_names, arguments.top, least)
+        report.write_predictions(arguments.predictions, split, columns, label_names)
         print(f"wrote {arguments.predictions}")
     if arguments.plots:
         from classifier.answers.plots import OF_A_SPLIT
 
         for name, draw in OF_A_SPLIT.items():
-            draw(arguments.plots / name, logits, split, label_names)
+            draw(arguments.plots / name, tally, label_names, split.name)
             print(f"wrote {arguments.plots / name}")
-    report.print_report(logits, split.labels, label_names, split.name)
+    report.print_report(tally, label_names, split.name, least)
+    for note in report.notes_on_longer(classifiers, tally):
+        errors.tell(note)
     if arguments.compare:
-        report.print_comparison(logits, predict_all(others, split), split, " + ".join(arguments.compare))
+        report.print_comparison(ranked, ranked_answers(others, split)[0], split, " + ".join(arguments.compare))
     if arguments.errors:
-        report.print_errors(arguments.errors, logits, split, label_names)
+        report.print_errors(arguments.errors, ranked, split, label_names)
 
 
 def submission_paths(folder: Path, classifiers: list[Classifier]) -> dict[str, Path]:
@@ -167,10 +173,10 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
 # texts of your own
 
 
-def classify_texts(classifiers: list[Classifier], words: list[str], is_explained: bool) -> None:
+def classify_texts(classifiers: list[Classifier], arguments: Namespace) -> None:
     """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
-    first, answer = classifiers[0], partial(log_probabilities, classifiers)
-    blank, unreadable = [], []
+    first, names, words = classifiers[0], classifiers[0].label_names, arguments.text
+    blank, unreadable, tally = [], [], report.Tally()
     at_once = 1 if sys.stdin.isatty() else 256  # a person who types waits for an answer to each line
     if words != ["-"]:
         texts = iter([first.join_columns(words)])
@@ -179,12 +185,16 @@ def classify_texts(classifiers: list[Classifier], words: list[str], is_explained
         raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
     else:
         texts = decode_lines(sys.stdin.buffer, blank, unreadable)
-    print(report.answer_header(first.label_names))
+    print(report.answer_header(names))
     while some := list(islice(texts, at_once)):
-        for text, probabilities in zip(some, answer(some).exp().numpy(), strict=True):
-            print(report.answer_row(text, probabilities, first.label_names), flush=True)
-            if is_explained:
-                report.print_explanation(explain(text, answer), first.label_names)
+        for chunk in answer_texts(classifiers, some):
+            tally += report.tally_of(chunk)
+            for row, probabilities in zip(chunk.rows, chunk.log_probabilities.exp().numpy(), strict=True):
+                print(report.answer_row(some[row], probabilities, names, arguments.min_confidence or 0.0), flush=True)
+                if arguments.explain:
+                    report.print_explanation(explain(some[row], partial(log_probabilities, classifiers)), names)
+    for note in report.notes_on_longer(classifiers, tally):
+        print(errors.wrapped(note), file=sys.stderr)
     if blank:
         print(f"note: left out {counted(len(blank), 'blank line')}: {listed('line', blank)}", file=sys.stderr)
     if unreadable:
@@ -206,33 +216,26 @@ def decode_lines(lines: Iterable[bytes], blank: list[int], unreadable: list[int]
             blank.append(number)
 
 
-def classify_file(classifiers: list[Classifier], arguments: Namespace) -> None:
-    """Write a file again with the answers as further columns; report on them where the file has labels."""
-    first = classifiers[0]
-    how = arguments.no_header, arguments.quoting, arguments.encoding, arguments.delimiter
-    table = read_table(arguments.file, *how)
-    named = {"text": arguments.text_column, "label": arguments.label_column}
-    columns, reasons = choose_columns(table, named, ["text"], ["label"], first.text_columns)
-    for line in (f"columns: {reasons}", *table.notes):
-        errors.tell(line)
-    trained_on = [name.strip().lower() for name in first.text_columns]
-    if len(trained_on) > 1 and [name.strip().lower() for name in columns["text"]] != trained_on:
-        errors.tell(f"note: the model was trained on {' + '.join(first.text_columns)}, in this order: other answers")
-    found = report.answer_table(classifiers, table, columns["text"], arguments.predictions)
-    is_answered = ~found[:, 0].isnan().numpy()
-    print(f"wrote {arguments.predictions} (rows: {len(found):,}, without a text: {(~is_answered).sum():,})")
-    labels = cells_of(table, columns["label"]) if "label" in columns else [""] * len(found)
-    numbers = class_numbers(labels, first.label_names, first.file_labels)
-    is_labelled = np.array([bool(label.strip()) for label in labels])
-    if unknown := np.flatnonzero(is_answered & is_labelled & (numbers < 0)).tolist():
-        rows = f"{len(unknown):,} of {len(found):,} rows, {table.where(unknown)}"
-        errors.tell(f"note: not compared, since their labels are none of the classes: {rows}")
-    is_compared = is_answered & (numbers >= 0)
-    if is_compared.any():
-        print(f"labels to compare with: {is_compared.sum():,} of {len(found):,} rows")
-        report.print_report(found[is_compared], numbers[is_compared], first.label_names, arguments.file.name)
+def answer_files(arguments: Namespace) -> None:
+    """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
+    process, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= process < processes:
+        raise UserError(f"RANK is {process}: it must be at least 0 and below WORLD_SIZE, {processes}")
+    files = parts.parts_of(arguments.file, arguments.predictions)
+    if processes > 1 and not files:
+        raise UserError("several processes share several files: pass them, or a folder, as --file, or use one process")
+    if "LOCAL_RANK" in os.environ:  # torchrun sets it
+        distributed.take_gpu(arguments.device, int(os.environ["LOCAL_RANK"]))
+    classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
+    if process == 0:
+        print(machine, flush=True)
+    options = {name: getattr(arguments, name) for name in GOES_WITH["file"] if name not in ("predictions", "overwrite")}
+    job = parts.Job(classifiers, arguments, options | {"dtype": str(classifiers[0].dtype)}, set())
+    if files:
+        parts.answer_parts(job, files, arguments.predictions, process, processes)
     else:
-        report.print_report(found[is_answered], None, first.label_names, arguments.file.name)
+        check_outputs(arguments, classifiers)
+        parts.answer_file(job, arguments.file[0], arguments.predictions)
 
 
 # -----------------------------------------------------------------------------
@@ -249,13 +252,16 @@ def parse_arguments() -> Namespace:
     add("--errors", type=int, metavar="N", help="list the N most confident mistakes")
     add("--plots", metavar="DIR", type=Path, help="draw the confusion matrix, and accuracy by confidence")
     add("--predictions", metavar="FILE", type=Path, help="write each example's prediction as CSV; the output of --file")
+    add("--top", type=int, metavar="K", help="in --predictions the K most probable classes (default: all, of many 5)")
+    add("--min_confidence", type=float, metavar="X", help="leave predictions of a lower confidence empty")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", metavar="FILE", type=Path, help="fit a temperature on dev; write a calibrated checkpoint")
     add("--overwrite", action="store_true", help="let output files be replaced")
-    add("--file", metavar="FILE", type=Path, help="classify every row of a file, and write it as --predictions")
+    add("--file", **files, type=Path, help="classify every row of a file; of several files or a folder into a folder")
     column = {"metavar": "COLUMN", "default": []}
     add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name)")
     add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
+    add("--no_labels", action="store_true", help="of --file: compare with no labels")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
     add("--delimiter", type=delimiter_named, help="of --file: comma, tab, semicolon, pipe (default: detected)")
     add("--quoting", choices=("csv", "none"), help="of --file: CSV's quotes, or none (default: detected)")
@@ -272,14 +278,27 @@ def parse_arguments() -> Namespace:
     if arguments.calibrate and arguments.ckpt[1:]:
         raise UserError("--calibrate takes one --ckpt: run it for each")
     if arguments.file and not arguments.predictions:
-        raise UserError("--file needs --predictions FILE, the file to write")
+        raise UserError("--file needs --predictions FILE, the file or folder to write")
+    check_answers(arguments)
     outputs = {path.resolve() for path in (arguments.calibrate, arguments.predictions) if path}
-    if outputs & {Path(path).resolve() for path in (*arguments.ckpt, arguments.file) if path}:
+    if outputs & {Path(path).resolve() for path in (*arguments.ckpt, *(arguments.file or []))}:
         raise UserError("--predictions and --calibrate must name another file than the one that is read")
     text = "".join(arguments.text or [])
     if arguments.text and (not text.strip() or text != text.encode(errors="ignore").decode()):
         raise UserError('the text is blank or not valid UTF-8: give another, as in --text "A lovely film."')
     return arguments
+
+
+def check_answers(arguments: Namespace) -> None:
+    """Raise a UserError for options of the answers that are out of range or contradict others."""
+    if arguments.top is not None and arguments.top < 1:
+        raise UserError(f"--top must be 1 or more, not {arguments.top}")
+    if arguments.min_confidence is not None and not 0 <= arguments.min_confidence <= 1:
+        raise UserError(f"--min_confidence must be from 0 to 1, not {arguments.min_confidence}")
+    if (arguments.top or arguments.min_confidence) and not (arguments.predictions or arguments.text):
+        raise UserError("--top and --min_confidence need --predictions FILE, the file to write")
+    if arguments.no_labels and arguments.label_column:
+        raise UserError("--no_labels and --label_column exclude each other: leave out one of them")
 
 
 def refuse_what_is_ignored(arguments: Namespace, parser: ArgumentParser) -> None:

@@ -46,18 +46,24 @@ def joined(device: str) -> Iterator[None]:
 
 def _join(device: str, local: int) -> None:
     """Join the other processes, take this process's GPU, and leave printing to the first process."""
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if 0 < gpus <= local:
-        raise UserError(f"process {local} of this machine has no GPU, there are only {gpus}: lower --nproc_per_node")
-    if gpus:
-        torch.cuda.set_device(local)
+    is_on_gpu = take_gpu(device, local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpu else "gloo", timeout=TIMEOUT)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"cannot join the other processes ({reason}): check torchrun's options") from None
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
+
+
+def take_gpu(device: str, local: int) -> bool:
+    """Let this machine's process number `local` compute on the GPU of that number, if the setting allows for GPUs."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if 0 < gpus <= local:
+        raise UserError(f"process {local} of this machine has no GPU, there are only {gpus}: lower --nproc_per_node")
+    if gpus:
+        torch.cuda.set_device(local)
+    return gpus > 0
 
 
 def rank() -> int:

@@ -4,16 +4,24 @@ import bz2
 import csv
 import datetime
 import gzip
+import hashlib
 import json
+import os
+import re
 import resource
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import command, random_model, refuse, save, succeed
+import torch
+from conftest import command, here, random_model, refuse, save, succeed, unwrapped
+from sklearn.metrics import classification_report, confusion_matrix, f1_score, log_loss
 
 import app
-from classifier.answers.models import Classifier, log_probabilities
+from classifier.answers import report
+from classifier.answers.calibration import calibration_error
+from classifier.answers.models import Chunk, Classifier, log_probabilities
 from classifier.data.own import choose_columns, class_numbers
 from classifier.data.rows import read_table
 
@@ -200,3 +208,326 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
     assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows,\n  line 2\n" in printed
     assert "\nlabels to compare with: 1 of 2 rows\n" in printed
     assert not (place / "out.csv").exists()
+
+
+# -----------------------------------------------------------------------------
+# reports
+
+
+def chunk_of(log_probabilities: torch.Tensor, longer: int = 0) -> Chunk:
+    return Chunk(np.arange(len(log_probabilities)), log_probabilities, np.array([longer]))
+
+
+def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
+    random, names = np.random.default_rng(0), ["low", "middle", "high"]
+    found = torch.from_numpy(random.normal(size=(1000, 3))).log_softmax(-1)
+    labels = np.where(random.random(1000) < 0.1, -1, random.integers(3, size=1000)).astype(np.int16)
+    parts = [report.tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
+    tally = report.Tally()
+    for part in parts:
+        tally += report.Tally.from_json(json.loads(json.dumps(part.to_json())))
+    report.print_report(tally, names, "all")
+    printed = capsys.readouterr().out
+    known, logits = labels[labels >= 0], found[labels >= 0]
+    predictions = logits.argmax(1).numpy()
+    assert classification_report(known, predictions, target_names=names, digits=3) in printed
+    assert f"\nloss {log_loss(known, logits.exp().numpy()):.4f}\n" in printed
+    assert f"\nexpected calibration error {calibration_error(logits, known):.4f} (15 bins)\n" in printed
+    assert f"\nmacro-F1 {f1_score(known, predictions, average='macro'):.4f}\n" in printed
+    for number, row in enumerate(confusion_matrix(known, predictions)):
+        assert f"{number} {names[number]}".ljust(10) + "".join(f"{count:>7}" for count in row) + "\n" in printed
+    share = Counter(known.tolist()).most_common(1)[0]
+    assert f"\nall accuracy: {(known == predictions).mean():.3f} (95% Wilson" in printed
+    assert f'always "{names[share[0]]}": {share[1] / len(known):.3f}\nnote: no better than always' in printed
+
+
+def test_large_numbers_do_not_run_together(capsys):
+    counts = Counter({(0, 0): 197_463_001, (0, 1): 2_537_000, (1, 1): 2_197_463_000})
+    report.print_report(report.Tally(2, counts, 1.0, np.ones((3, 15))), ["neg", "pos"], "big")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["0", "neg", "197,463,001", "2,537,000"] in rows and ["1", "pos", "0", "2,197,463,000"] in rows
+    assert ["neg", "1.000", "0.987", "0.994", "200000001"] in rows
+    report.print_report(report.Tally(2, Counter({(-1, 1): 2_197_463_000})), ["neg", "a very long name"], "big")
+    assert ["1", "a", "very", "long", "name", "2,197,463,000"] in map(str.split, capsys.readouterr().out.splitlines())
+
+
+def test_of_many_classes_the_most_frequent_are_reported(capsys):
+    names = [f"class {number}" for number in range(100)]
+    counts = Counter({(number, number): 100 - number for number in range(50)})
+    counts |= {(number, 99): 50 - number for number in range(30)}
+    report.print_report(report.Tally(0, counts, 1.0, np.ones((3, 15))), names, "many")
+    printed = capsys.readouterr().out
+    rows = printed.splitlines()
+    assert [line.split()[1] for line in rows if re.match(r" +class \d+ +[01]\.", line)] == [*map(str, range(20))]
+    labels, predictions = np.array([pair for pair, count in counts.items() for _ in range(count)]).T
+    assert (
+        f"macro-F1 {f1_score(labels, predictions, average='macro', labels=range(100), zero_division=0):.4f}" in printed
+    )
+    rest = sum(count for (label, _), count in counts.items() if label >= 20)
+    assert f"not shown: 80 of 100 classes, {rest:,} rows" in rows
+    first = rows.index("most frequent confusions (rows, true class, predicted class)") + 1
+    assert rows[first] == "     50  class 0, predicted class 99"
+    assert rows[first + 20] == f"not shown: 10 other confusions, {sum(range(21, 31)):,} rows" and len(rows) < 70
+    unlabelled = Counter({(-1, number): number for number in range(1, 40)})
+    report.print_report(report.Tally(0, unlabelled), names, "many")
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2].split() == ["39", "class", "39", "39"] and len(rows) == 23
+    assert rows[-1] == f"  not shown: 80 classes, {sum(range(20)):,} rows"
+
+
+# -----------------------------------------------------------------------------
+# what is written of the answers
+
+
+def test_of_many_classes_the_most_probable_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("classifier.answers.models.CELLS", 60)  # two rows at once
+    names = [f"topic {number}" for number in range(30)]
+    save(tmp_path / "best.pt", random_model(30), {"label_names": names, "leading_space": False})
+    texts = ["A lovely film.", "", "Dull.", "A mess of a film", "He left."]
+    (tmp_path / "new.csv").write_text("text,topic\n" + "".join(f"{text},topic 3\n" for text in texts))
+    loaded = [Classifier.load(tmp_path / "best.pt", "cpu", "float32")]
+    for options, top in (([], 5), (["--top=2"], 2), (["--top=99"], 30)):
+        succeed("evaluate.py", "--file=new.csv", *options, "--overwrite", *ANSWERS, "out.csv", cwd=tmp_path)
+        rows = answered(tmp_path / "out.csv")
+        columns = ["prediction", "confidence"]
+        columns += [f"{name}_{place}" for place in range(2, top + 1) for name in columns[:2]]
+        assert list(rows[0]) == ["text", "topic", *columns]
+        assert list(rows[1].values())[2:] == [""] * len(columns)
+        for row in (row for row in rows if row["text"]):
+            shares = log_probabilities(loaded, [row["text"]])[0].exp()
+            best = shares.argsort(descending=True, stable=True)[:top]
+            assert [row[name] for name in columns[::2]] == [names[i] for i in best]
+            found = [float(row[name]) for name in columns[1::2]]
+            np.testing.assert_allclose(found, shares[best].numpy(), atol=2e-6)
+
+
+def test_of_few_classes_top_gives_the_most_probable_only(place):
+    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "all.csv", cwd=place)
+    succeed("evaluate.py", "--file=new.csv", "--top=2", *ANSWERS, "two.csv", cwd=place)
+    for every, row in zip(answered(place / "all.csv"), answered(place / "two.csv"), strict=True):
+        added = ["prediction", "confidence", "prediction_2", "confidence_2"]
+        assert list(row)[4:] == added
+        shares = sorted(((every[f"p_{name}"], name) for name in NAMES if every[f"p_{name}"]), reverse=True)[:2]
+        expected = [cell for share, name in shares for cell in (name, share)]
+        assert [row[name] for name in added] == (expected or [""] * 4)
+
+
+def test_below_min_confidence_the_prediction_is_empty(place):
+    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "all.csv", cwd=place)
+    every = answered(place / "all.csv")
+    full = sorted((float(row["confidence"]), row) for row in every if row["confidence"])
+    least = full[2][0]  # of four rows, two are below
+    printed = succeed("evaluate.py", "--file=new.csv", f"--min_confidence={least}", *ANSWERS, "sure.csv", cwd=place)
+    unsure = [row["key"] for _, row in full[:2]]
+    for one, other in zip(every, answered(place / "sure.csv"), strict=True):
+        assert other == one | ({"prediction": ""} if one["key"] in unsure else {})
+    sure = [row["prediction"] == row["label"][:1] for _, row in full[2:] if row["label"]]
+    line = f"2 of 4 predictions left empty: their confidence is below {least:g}"
+    line += f"; accuracy of the other {len(sure)}: {np.mean(sure):.3f}" if sure else ""
+    assert f"\n{line}\n" in unwrapped(printed)
+    text = ["evaluate.py", "--ckpt=best.pt", "--dtype=float32", "--text", full[0][1]["text"]]
+    assert "\n(below 0.9) " in succeed(*text, "--min_confidence=0.9", cwd=place)
+    assert "(below" not in succeed(*text, "--min_confidence=0.1", cwd=place)
+    for options, message in {
+        ("--min_confidence=1.5",): "--min_confidence must be from 0 to 1, not 1.5",
+        ("--top=0",): "--top must be 1 or more, not 0",
+        ("--no_labels", "--label_column=label"): "--no_labels and --label_column exclude each other",
+    }.items():
+        assert message in refuse("evaluate.py", "--file=new.csv", *options, *ANSWERS, "x.csv", cwd=place)
+
+
+# -----------------------------------------------------------------------------
+# what the user should know about it
+
+
+def test_labels_of_another_task_are_refused_before_answering(place, monkeypatch):
+    (place / "other.csv").write_text("text,label\n" + "fine,spam\nbad,ham\nwell,\n" * 4)
+    words = ["evaluate.py", "--file=other.csv", *ANSWERS, "out.csv"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, "logits", lambda *_: pytest.fail("refused too late"))
+        message = refuse(*words, cwd=place)
+    assert "other.csv: none of the 8 labels is among the classes (1, 2, 3) of best.pt: is this the right" in message
+    assert "no labels to compare with" in succeed(*words, "--no_labels", cwd=place)
+    assert list(answered(place / "out.csv")[0]) == ["text", "label", "prediction", "confidence", "p_1", "p_2", "p_3"]
+    (place / "test.csv").write_text("text,label\nfine,-1\nbad,-1\n")  # as GLUE's test files
+    printed = succeed("evaluate.py", "--file=test.csv", *ANSWERS, "test-out.csv", cwd=place)
+    assert "note: every label of test.csv is -1: read as no labels\n" in printed
+
+
+def test_the_accuracy_on_a_file_of_training_has_a_note(place):
+    sha256 = hashlib.sha256((place / "new.csv").read_bytes()).hexdigest()
+    data = {"label_names": NAMES, "leading_space": False}
+    for split, done in (("train", "was trained on"), ("dev", "was chosen on"), ("other", "")):
+        sources = {"train": ["0"], "dev": ["1"]} | {split: ["2", sha256]}
+        save(place / "best.pt", random_model(3), data | {"sources": sources})
+        printed = succeed("evaluate.py", "--file=new.csv", "--overwrite", *ANSWERS, "out.csv", cwd=place)
+        note = f"note: best.pt {done} new.csv: new texts may be answered less well\n"
+        assert (note in unwrapped(printed)) == bool(done)
+        unlabelled = ["--no_labels", "--overwrite", *ANSWERS, "out.csv"]
+        assert "less well" not in succeed("evaluate.py", "--file=new.csv", *unlabelled, cwd=place)
+
+
+def test_texts_that_are_truncated_are_counted(place):
+    data = {"label_names": NAMES, "leading_space": False}
+    save(place / "best.pt", random_model(3), data, settings={"prompt": " It was"})  # leaves 22 of 24 tokens
+    texts = [" fine" * length for length in (21, 22, 23, 24, 25, 60)] + [""]
+    (place / "long.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    note = "note: 4 of 6 texts are longer than 24 tokens: their last 24 are read\n"
+    printed = succeed("evaluate.py", "--file=long.csv", *ANSWERS, "out.csv", cwd=place)
+    assert note in unwrapped(printed)
+    words = ["evaluate.py", "--ckpt=best.pt", "--dtype=float32", "--text"]
+    done = here(*words, "-", cwd=place, stdin="\n".join(texts) + "\n")
+    assert unwrapped(done.stderr.decode()).startswith(note)
+    assert here(*words, texts[1], cwd=place).stderr == b""
+
+
+# -----------------------------------------------------------------------------
+# many files
+
+
+PARTS = ["p1.csv", "p2.jsonl", "p3.tsv", "p4.csv.gz"]
+MANY = ["evaluate.py", "--file", "parts", *ANSWERS, "answered"]
+
+
+@pytest.fixture
+def parts(place):
+    """Four parts of 40 rows, of three formats; one row in ten has no text, one in eight no label."""
+    random, folder = np.random.default_rng(0), place / "parts"
+    folder.mkdir()
+    for name in PARTS:
+        rows = [
+            ("" if i % 10 == 0 else f"film {random.integers(999)}", "" if i % 8 == 0 else NAMES[i % 3])
+            for i in range(40)
+        ]
+        if name.endswith("jsonl"):
+            (folder / name).write_text("".join(json.dumps({"text": a, "label": b}) + "\n" for a, b in rows))
+        else:
+            lines = ["\t".join(row) if name.endswith("tsv") else ",".join(row) for row in [("text", "label"), *rows]]
+            content = ("\n".join(lines) + "\n").encode()
+            (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return place
+
+
+def answers_in(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def report_in(printed: str) -> str:
+    return printed[printed.index("\nloss ") :].replace("4 files", "all.csv")
+
+
+def test_each_of_many_files_is_answered_as_if_it_were_the_only_one(parts):
+    printed = succeed(*MANY, cwd=parts)
+    assert "answered has the answers to 4 files (rows: 160, without a text: 16)\n" in printed
+    assert printed.count("columns: ") == 1
+    for name, content in answers_in(parts / "answered").items():
+        succeed("evaluate.py", f"--file=parts/{name}", *ANSWERS, f"alone-{name}", cwd=parts)
+        assert (parts / f"alone-{name}").read_bytes() == content
+    # and the report is that of one file with all rows
+    columns = [read_table(parts / "parts" / name).column for name in PARTS]
+    with open(parts / "all.csv", "w", newline="") as f:
+        cells = [row for column in columns for row in zip(column("text"), column("label"), strict=True)]
+        csv.writer(f).writerows([("text", "label"), *cells])
+    whole = succeed("evaluate.py", "--file=all.csv", *ANSWERS, "out.csv", cwd=parts)
+    assert "labels to compare with: 128 of 160 rows\n" in whole and report_in(printed) == report_in(whole)
+    # the same command again has nothing to do, nor has one that names the files
+    files = [f"parts/{name}" for name in PARTS]
+    for words in (MANY, [*MANY, "--overwrite"], ["evaluate.py", "--file", *files, *ANSWERS, "answered"]):
+        again = succeed(*words, cwd=parts)
+        assert "answered already: 4 of 4 files\n" in again and report_in(again) == report_in(printed)
+
+
+def test_answers_that_do_not_fit_are_replaced_only_if_asked(parts):
+    def changed(name: str, old: str, new: str) -> None:
+        path = parts / name
+        path.write_text(path.read_text().replace(old, new))
+
+    def foreign() -> None:
+        (parts / "answered" / ".parts" / "p3.tsv" / "record").unlink()
+
+    def other_checkpoint() -> None:
+        save(parts / "best.pt", random_model(3), {"label_names": NAMES, "leading_space": True})
+
+    succeed(*MANY, cwd=parts)
+    for change, options, problem in [
+        (lambda: changed("parts/p3.tsv", "film", "play"), [], "p3.tsv exists already, and its input has changed since"),
+        (lambda: changed("answered/p3.tsv", "play", "book"), [], "p3.tsv exists already, and it was changed since"),
+        (foreign, [], "p3.tsv exists already, and no record says what it was made from"),
+        (lambda: None, ["--top=2"], "p1.csv exists already, and it was answered with other options"),
+        (other_checkpoint, [], "p1.csv exists already, and another checkpoint has answered it"),
+    ]:
+        change()
+        before = answers_in(parts / "answered")
+        message = refuse(*MANY, *options, cwd=parts)
+        assert problem in message and message.endswith("choose another folder for --predictions, or add --overwrite\n")
+        assert answers_in(parts / "answered") == before
+        succeed(*MANY, *options, "--overwrite", cwd=parts)
+        if options:
+            succeed(*MANY, "--overwrite", cwd=parts)
+        succeed("evaluate.py", "--file=parts/p3.tsv", *ANSWERS, "alone.tsv", "--overwrite", cwd=parts)
+        assert (parts / "answered" / "p3.tsv").read_bytes() == (parts / "alone.tsv").read_bytes()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_part_is_never_half_there_and_the_same_command_resumes(parts, monkeypatch, options):
+    succeed(*MANY, cwd=parts)
+    whole = answers_in(parts / "answered")
+    old = dict.fromkeys(PARTS, b"old") if options else {}
+    replace, done = os.replace, []
+    for fault in range(1, 20):
+        folder, calls = parts / f"answered-{fault}", []
+        folder.mkdir()
+        for name, content in old.items():
+            (folder / name).write_bytes(content)
+
+        def dies(*paths, calls=calls, fault=fault):
+            calls.append(paths)
+            if len(calls) == fault:
+                raise Killed
+            replace(*paths)
+
+        words = [*MANY[:-1], folder.name, *options]
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", dies)
+            try:
+                succeed(*words, cwd=parts)
+            except Killed:
+                pass
+        there = answers_in(folder)
+        assert all(content in (whole[name], b"old") for name, content in there.items()), fault
+        done.append(sum(content != b"old" for content in there.values()))
+        assert len(calls) >= fault or done[-1] == 4
+        succeed(*words, cwd=parts)
+        assert answers_in(folder) == whole
+    assert done == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] + [4] * 7  # staging, record and answers of each part
+
+
+def test_what_cannot_be_answered_into_a_folder_is_refused(parts):
+    (parts / "more").mkdir()
+    (parts / "more" / "p1.csv").write_text("text\nfine\n")
+    for files, out, message in [
+        (["parts", "more/p1.csv"], "a", "parts/p1.csv and more/p1.csv have one name"),
+        (["parts"], "a.csv", "several files are answered into a folder, and --predictions a.csv names a file"),
+        (["parts/p1.csv"], "parts", "--predictions must name another folder than the one that is read"),
+        (["parts/p1.csv", "parts/none.csv"], "a", "parts/none.csv: no such file"),
+        (["parts/p1.csv", "best.pt"], "a", "a/best.pt: the name must end in .csv"),
+        (["."], "a", ". has no files of a known format"),
+    ]:
+        (parts / "new.csv").unlink(missing_ok=True)
+        assert message in refuse("evaluate.py", "--file", *files, *ANSWERS, out, cwd=parts)
+        assert not (parts / "a").exists()
+    (parts / "parts" / "notes.pdf").touch()
+    (parts / "parts" / ".hidden.csv").touch()
+    assert "\nnote: parts: skipped 1 file of no known format\n" in "\n" + succeed(*MANY, cwd=parts)
+    printed = succeed("evaluate.py", "--file", "more/p1.csv", *ANSWERS, "one", cwd=parts)  # as a shell's * may give
+    assert "one has the answers to 1 file (" in printed and [*answers_in(parts / "one")] == ["p1.csv"]
+    (parts / "classes" / "1").mkdir(parents=True)
+    (parts / "classes" / "1" / "a.txt").write_text("fine")
+    succeed("evaluate.py", "--file=classes", *ANSWERS, "classes.csv", cwd=parts)  # one table
+    assert [row["id"] for row in answered(parts / "classes.csv")] == ["1/a.txt"]
+    env = {"RANK": "2", "WORLD_SIZE": "2"}
+    assert "RANK is 2: it must be at least 0 and below" in refuse(*MANY, cwd=parts, run=command, env=os.environ | env)

@@ -12,7 +12,7 @@ import pytest
 from conftest import PREPARE_SAMPLE, REPO, decoded, make_split, refuse, succeed, visible
 
 import prepare_sst
-from classifier.data.dataset import FIELDS, load_meta, load_split, long_note, meta_sha256
+from classifier.data.dataset import FIELDS, count_longer, load_meta, load_split, long_note, meta_sha256
 from classifier.data.prepare import prepare_course
 from classifier.errors import UserError
 from classifier.files import file_sha256, hold
@@ -143,10 +143,11 @@ def test_long_texts_are_counted_and_keep_their_last_or_first_tokens():
         cut = replace(split, prompt=(9,), keep=keep)
         assert [cut.sequence(i, 2).tolist() for i in range(3)] == sequences
         assert cut.lengths(np.array([2, 0]), 4).tolist() == [2, 4]
-        texts = f"{split.name} texts are longer than"
-        assert long_note(cut, 2) == f"note: 2 of 3 {texts} 1 tokens: their {keep} 1 are read"
-        assert long_note(cut, 4) == f"note: 1 of 3 {texts} 3 tokens: their {keep} 3 are read"
-        assert long_note(cut, 5) is None
+        assert [count_longer(cut, block_size) for block_size in (2, 4, 5)] == [2, 1, 0]
+    assert (
+        long_note(1, 3, "texts", 30, "last") == "note: 1 of 3 texts are longer than 30 tokens: their last 30 are read"
+    )
+    assert long_note(0, 3, "texts", 30, "last") is None
 
 
 def test_a_broken_meta_json_or_one_of_another_version_is_refused(workspace):

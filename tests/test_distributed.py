@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, command, random_split, refuse, succeed
+from conftest import REPO, command, random_model, random_split, refuse, save, succeed
 from runs import patched, read_log
 from torch import multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -101,8 +101,9 @@ def test_the_gradient_is_that_of_one_process(size, tmp_path):
 # the command
 
 
-def start(processes: int, *words: str, cwd, script=REPO / "finetune.py") -> subprocess.Popen:
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script), *words]
+def start(processes: int, *words: str, cwd, script=REPO / "finetune.py", restarts: int = 0) -> subprocess.Popen:
+    options = ["--standalone", f"--nproc_per_node={processes}", f"--max_restarts={restarts}"]
+    words = ["-m", "torch.distributed.run", *options, str(script), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *words], cwd=cwd, env=os.environ | LOCAL, **pipes)
 
@@ -178,3 +179,81 @@ def test_what_several_processes_cannot_do_is_refused(workspace):
         alone = os.environ | LOCAL | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port}
         message = refuse("finetune.py", *RUN, cwd=workspace, run=command, env=alone)
     assert "cannot join the other processes" in message and "check torchrun's options" in message
+
+
+# -----------------------------------------------------------------------------
+# files answered by several processes
+
+ANSWER = ["--ckpt=best.pt", "--device=cpu", "--dtype=float32", "--file=parts", "--predictions"]
+DIES = """
+import os, signal
+from pathlib import Path
+from classifier.answers import parts
+write, calls = parts.write_table, []
+def dying(path, *rest):
+    write(path, *rest)
+    calls.append(path)
+    if os.environ["RANK"] == "1" and len(calls) == 2 and not Path("dead").exists():
+        Path("dead").touch()
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+parts.write_table = dying
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Five files of 30 rows; what one process makes of them, in `one`."""
+    tmp_path = tmp_path_factory.mktemp("parts")
+    save(tmp_path / "best.pt", random_model(3))
+    (tmp_path / "parts").mkdir()
+    random = np.random.default_rng(0)
+    for part in range(5):
+        rows = [f"{' film' * random.integers(1, 9)} {i},class {random.integers(3)}\n" for i in range(30)]
+        (tmp_path / "parts" / f"{part}.csv").write_text("text,label\n" + "".join(rows))
+    printed = succeed("evaluate.py", *ANSWER, "one", cwd=tmp_path, run=command, env=os.environ | LOCAL)
+    (tmp_path / "report").write_text(printed[printed.index("\nloss ") :])
+    return tmp_path
+
+
+def answers_in(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_two_processes_answer_files_as_one(parts):
+    words = {"cwd": parts, "script": REPO / "evaluate.py"}
+    printed, _ = torchrun(2, *ANSWER, "two", **words)
+    assert answers_in(parts / "two") == answers_in(parts / "one")
+    assert (parts / "report").read_text() in printed and printed.count(" accuracy: ") == 1
+    again, _ = torchrun(2, *ANSWER, "two", **words)
+    assert "answered already: 3 of 3 files" in again and "answered already: 2 of 2 files" in again
+    assert again.count(" accuracy: ") == 1
+    one_file = [*ANSWER[:-2], "--file=parts/0.csv", "--predictions=0.csv"]
+    _, errors = torchrun(2, *one_file, status=1, **words)
+    assert "several processes share several files" in " ".join(errors.split())
+
+
+def test_torchrun_restarts_after_a_process_was_killed(parts):
+    (parts / "dying.py").write_text(patched(DIES, "evaluate.py", *ANSWER, "restarted"))
+    printed, errors = torchrun(2, cwd=parts, script=parts / "dying.py", restarts=1)
+    assert (parts / "dead").exists() and "failed (exitcode: -9) local_rank: 1" in errors
+    assert answers_in(parts / "restarted") == answers_in(parts / "one")
+    assert (parts / "report").read_text() in printed
+
+
+def test_independent_processes_go_on_when_another_is_killed(parts):
+    def run(rank: int, patch: str = "") -> subprocess.CompletedProcess:
+        env = os.environ | LOCAL | {"RANK": str(rank), "WORLD_SIZE": "2"}
+        words = [sys.executable, "-c", patched(patch, "evaluate.py", *ANSWER, "alone")]
+        return subprocess.run(words, cwd=parts, env=env, capture_output=True, text=True)
+
+    one = answers_in(parts / "one")
+    (parts / "dead").unlink(missing_ok=True)
+    assert run(1, DIES).returncode == -signal.SIGKILL
+    assert answers_in(parts / "alone") == {"1.csv": one["1.csv"]}
+    first = run(0)
+    assert "left to other processes, the last of which prints the report: 1 of 5 files\n" in first.stdout
+    assert answers_in(parts / "alone") == {name: content for name, content in one.items() if name != "3.csv"}
+    last = run(1)
+    assert "answered already: 1 of 2 files\n" in last.stdout and (parts / "report").read_text() in last.stdout
+    assert answers_in(parts / "alone") == one

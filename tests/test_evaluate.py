@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import evaluate
 from classifier import errors
-from classifier.data.dataset import meta_sha256
+from classifier.data.dataset import load_split, meta_sha256
 from classifier.data.tokenizer import load_tokenizer
 from model import Batch
 
@@ -59,7 +59,9 @@ def test_the_report_agrees_with_the_predictions_it_writes(place):
     assert predictions == probabilities.argmax(1).tolist()
     accuracy = accuracy_score(labels, predictions)
     low, high = binomtest(round(accuracy * 240), 240).proportion_ci(method="wilson")
-    assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f} (95% Wilson interval {low:.3f} to {high:.3f})"
+    interval = f"(95% Wilson interval {low:.3f} to {high:.3f})"
+    always = f'always "negative": {labels.count(0) / 240:.3f}'
+    assert f"\ndev accuracy: {accuracy:.3f} {interval};\n  {always}\n" in printed
     assert f"macro-F1 {f1_score(labels, predictions, average='macro'):.4f}" in printed
     assert f"loss {log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)):.4f}" in printed
     right_negatives = sum(label == prediction == 0 for label, prediction in zip(labels, predictions, strict=True))
@@ -95,6 +97,34 @@ def test_an_ensemble_averages_probabilities_and_is_compared_example_by_example(p
     assert "out-2/best.pt has other classes than out/best.pt" in refuse(*EVALUATE, "--ckpt", *both, cwd=place)
     message = refuse(*EVALUATE, "--compare", *two, cwd=place)
     assert "out-2/best.pt was trained on 'sample' (positive, negative)" in message
+
+
+def test_a_split_is_answered_in_chunks_and_only_as_far_as_asked(place, monkeypatch):
+    whole = succeed(*EVALUATE, "--predictions=p.csv", cwd=place)
+    monkeypatch.setattr("classifier.answers.models.AT_ONCE", 50)
+    chunks = succeed(*EVALUATE, "--predictions=chunks.csv", cwd=place)
+    assert chunks.replace("chunks", "p") == whole
+    least = sorted(max(row["p_negative"], row["p_positive"]) for row in table(place / "p.csv"))[100]
+    printed = succeed(*EVALUATE, "--top=1", f"--min_confidence={least}", "--predictions=top.csv", cwd=place)
+    right = []
+    for row, every in zip(table(place / "top.csv"), table(place / "p.csv"), strict=True):
+        assert list(row) == ["id", "label", "prediction", "confidence"]
+        assert float(row["confidence"]) == pytest.approx(float(every[f"p_{every['prediction']}"]), abs=2e-6)
+        assert row["prediction"] == (every["prediction"] if row["confidence"] >= least else "")
+        right += [row["prediction"] == row["label"]] if row["prediction"] else []
+    line = f"{240 - len(right)} of 240 predictions left empty: their confidence is below {float(least):g}"
+    assert f"\n{line}; accuracy of the other {len(right)}: {np.mean(right):.3f}\n" in unwrapped(printed)
+    for option in ("--top=3", "--min_confidence=0.5"):
+        assert "--top and --min_confidence need --predictions" in refuse(*EVALUATE, option, cwd=place)
+
+
+def test_truncated_texts_of_a_split_are_counted_for_each_model(place):
+    succeed(*TRAIN, "--block_size=20", "--max_steps=1", "--out_dir=out-2", cwd=place)
+    longer = (load_split(place / "data" / "sample", "dev").whole_lengths() > 20).sum()
+    note = f"\nnote: {longer} of 240 texts are longer than 20 tokens: their last 20 are read\n"
+    assert longer > 0 and note in succeed(*EVALUATE, "--ckpt=out-2/best.pt", cwd=place)
+    assert note in succeed(*EVALUATE, "--ckpt", "out/best.pt", "out-2/best.pt", cwd=place)
+    assert "longer than" not in succeed(*EVALUATE, cwd=place)
 
 
 def test_the_most_confident_mistakes_come_first_with_their_texts(place):
@@ -218,9 +248,8 @@ def test_lines_that_are_not_utf8_cost_no_other_line_its_answer(place):
     lines = [*LINES.encode().splitlines(), b"caf\xe9", b"Fine.", b"\xff\xfe"]
     done = here(*EVALUATE, "--text=-", cwd=place, stdin=b"\n".join(lines))
     assert done.returncode == 1 and len(done.stdout.splitlines()) == 4 and b"Fine." in done.stdout
-    assert (
-        unwrapped(done.stderr.decode()).splitlines()[-1].startswith("error: no answer for lines 4, 6: not valid UTF-8")
-    )
+    error = unwrapped(done.stderr.decode()).splitlines()[-1]
+    assert error.startswith("error: no answer for lines 4, 6: not valid UTF-8")
 
 
 def test_of_many_classes_the_five_likeliest_are_shown(tmp_path):

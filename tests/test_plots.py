@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import REPO, make_split
 
+from classifier.answers.models import Chunk
 from classifier.answers.plots import draw_confusion, draw_reliability
+from classifier.answers.report import tally_of
 from classifier.training.curves import draw_curves
 
 LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds
@@ -55,7 +57,8 @@ def answers():
 
 def test_the_confusion_matrix_has_counts_and_shares_of_rows(answers, tmp_path):
     logits, split = answers
-    draw_confusion(tmp_path / "c.svg", logits, split, ["one", "two", "three"])
+    tally = tally_of(Chunk(np.arange(400), logits.double().log_softmax(-1), np.zeros(1, int)), split.labels)
+    draw_confusion(tmp_path / "c.svg", tally, ["one", "two", "three"], "dev")
     words = texts(tmp_path / "c.svg")
     predictions = logits.argmax(-1).numpy()
     for row in range(3):
@@ -64,15 +67,17 @@ def test_the_confusion_matrix_has_counts_and_shares_of_rows(answers, tmp_path):
             share = f"{count / int((split.labels == row).sum()):.0%}"
             assert str(count) in words and share in words
     assert words.count("one") == words.count("three") == 2
-    draw_confusion(tmp_path / "odd.svg", logits, split, [r"$\frac$", "a_b^c", "很好 " * 40])
+    draw_confusion(tmp_path / "odd.svg", tally, [r"$\frac$", "a_b^c", "很好 " * 40], "dev")
     assert r"$\frac$" in texts(tmp_path / "odd.svg") and "a_b^c" in texts(tmp_path / "odd.svg")
-    many = make_split([[1]] * 60, list(range(60)))  # too many classes for figures in the cells
-    draw_confusion(tmp_path / "many.png", torch.eye(60), many, [str(number) for number in range(60)])
+    many = tally_of(Chunk(np.arange(60), torch.eye(60).double(), np.zeros(1, int)), np.arange(60))
+    names = [str(number) for number in range(60)]  # too many classes for figures in the cells
+    draw_confusion(tmp_path / "many.png", many, names, "dev")
 
 
 def test_the_calibration_error_is_guos(answers, tmp_path):
     logits, split = answers
-    draw_reliability(tmp_path / "r.svg", logits, split, ["one", "two", "three"])
+    tally = tally_of(Chunk(np.arange(400), logits.double().log_softmax(-1), np.zeros(1, int)), split.labels)
+    draw_reliability(tmp_path / "r.svg", tally, ["one", "two", "three"], "dev")
     confidence, predictions = (each.numpy() for each in logits.double().softmax(-1).max(-1))
     right = predictions == split.labels
     expected = 0.0

@@ -105,6 +105,9 @@ def clone(tmp_path_factory) -> Path:
     (folder / "my.csv").write_text(first_rows("train"), encoding="utf-8")  # tabs, whatever its name says
     (folder / "my_dev.csv").write_text(first_rows("dev"), encoding="utf-8")
     (folder / "new.csv").write_text("text,when\nA lovely film.,today\n,never\n", encoding="utf-8")
+    (folder / "parts").mkdir()
+    for number in range(3):
+        (folder / "parts" / f"{number}.csv").write_text("text\nA lovely film.\nA mess.\n", encoding="utf-8")
     (folder / "reviews.txt").write_text("A lovely film.\nA mess.\n", encoding="utf-8")
     return folder
 

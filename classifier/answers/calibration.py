@@ -17,25 +17,26 @@ FOLDS = 5
 COLDEST, HOTTEST = 0.01, 100.0
 
 
-def reliability(logits: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def binned(confidence: np.ndarray, is_right: np.ndarray) -> np.ndarray:
     """Sort predictions into bins of equal width by their confidence, the probability of the predicted class.
 
     Returns:
-        For each bin that is not empty: mean confidence, right predictions, examples; (bins,) each.
+        For each bin the sum of the confidences, the right predictions and all predictions: float64 (3, BINS).
     """
-    highest = logits.double().softmax(-1).max(-1)
-    confidence, is_right = highest.values.numpy(), highest.indices.numpy() == labels
-    examples, _ = np.histogram(confidence, BINS, (0, 1))
-    right, _ = np.histogram(confidence, BINS, (0, 1), weights=is_right.astype(int))
-    summed, _ = np.histogram(confidence, BINS, (0, 1), weights=confidence)
-    used = examples > 0
-    return summed[used] / examples[used], right[used], examples[used]
+    weights = (confidence, is_right.astype(int), None)
+    return np.array([np.histogram(confidence, BINS, (0, 1), weights=each)[0] for each in weights], np.float64)
+
+
+def error_of_bins(bins: np.ndarray) -> float:
+    """Compute the expected calibration error, the mean gap between accuracy and confidence: Guo et al. 2017, eq. 3."""
+    confidence, right, examples = bins
+    return float(np.abs(right - confidence).sum() / examples.sum())
 
 
 def calibration_error(logits: Tensor, labels: np.ndarray) -> float:
-    """Compute the expected calibration error, the mean gap between accuracy and confidence: Guo et al. 2017, eq. 3."""
-    confidence, right, examples = reliability(logits, labels)
-    return float(np.abs(right - confidence * examples).sum() / examples.sum())
+    """Compute the expected calibration error of logits."""
+    highest = logits.double().softmax(-1).max(-1)
+    return error_of_bins(binned(highest.values.numpy(), highest.indices.numpy() == labels))
 
 
 def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classifier import checkpoint
-from classifier.data.dataset import Split, load_meta, prepare_script, training_files
+from classifier.data.dataset import Split, count_longer, load_meta, prepare_script, training_files
 from classifier.data.own import row_text
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from classifier.device import choose_device, choose_dtype, tune
@@ -22,6 +22,7 @@ from classifier.training.predict import average, predict
 from model import GPT
 
 AT_ONCE = 32768  # texts sorted by length together, so that micro-batches have little padding
+CELLS = 2**20  # probabilities in memory at once: of many classes fewer texts
 
 
 class Answers(NamedTuple):
@@ -29,6 +30,14 @@ class Answers(NamedTuple):
 
     labels: list[str]  # the most probable class of each text
     probabilities: np.ndarray  # float32 (texts, K), the classes in the order of label_names
+
+
+class Chunk(NamedTuple):
+    """The answers to some texts."""
+
+    rows: np.ndarray  # (n,) their indices
+    log_probabilities: Tensor  # float64 (n, K)
+    longer: np.ndarray  # (classifiers,) how many texts each of them truncates
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,11 @@ class Classifier:
         return self.saved["data"].get("text_columns", [])
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens that end every sequence."""
+        return encode_prompt(self.saved["settings"]["prompt"], self.model.config.block_size)
+
+    @property
     def keep(self) -> str:
         """Which tokens of a long text are read, the last or the first; missing from older checkpoints."""
         return self.saved["settings"].get("keep", "last")
@@ -121,12 +135,20 @@ class Classifier:
 
     def as_read(self, split: Split) -> Split:
         """Return a split with the prompt and the truncation of training."""
-        prompt = encode_prompt(self.saved["settings"]["prompt"], self.model.config.block_size)
-        return replace(split, prompt=prompt, keep=self.keep)
+        return replace(split, prompt=self.prompt, keep=self.keep)
+
+    @property
+    def tokens_read(self) -> int:
+        """How many tokens of a text are read: block_size without the prompt."""
+        return self.model.config.block_size - len(self.prompt)
 
     def logits(self, split: Split, on_examples: Callable[[int], Any] = lambda count: None) -> Tensor:
         """Compute the logits of a split, read as in training: float64 (examples, K) on the CPU."""
         return predict(self.model, Texts(self.as_read(split), self.model), self.dtype, on_examples).double()
+
+    def count_longer(self, split: Split) -> int:
+        """Return how many texts have more tokens, with the prompt of training, than the model reads."""
+        return count_longer(self.as_read(split), self.model.config.block_size)
 
 
 def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tuple[list[Classifier], str]:
@@ -154,14 +176,50 @@ def predict_all(classifiers: list[Classifier], split: Split) -> Tensor:
 def log_probabilities(classifiers: list[Classifier], texts: list[str]) -> Tensor:
     """Compute the log-probabilities of any number of texts: float64 (texts, K), NaN for a blank text."""
     found = torch.full((len(texts), len(classifiers[0].label_names)), torch.nan, dtype=torch.float64)
-    rows = np.flatnonzero([bool(text.strip()) for text in texts])
-    with tqdm(total=len(classifiers) * len(rows), unit=" rows", disable=None, leave=False, delay=1) as bar:
-        for start in range(0, len(rows), AT_ONCE):
-            chosen = rows[start : start + AT_ONCE]
-            some = [texts[row] for row in chosen]
-            logits = [classifier.logits(classifier.tokenize(some), bar.update) for classifier in classifiers]
-            found[chosen] = average(logits).log_softmax(-1)
+    with tqdm(total=len(classifiers) * len(texts), unit=" rows", disable=None, leave=False, delay=1) as bar:
+        for chunk in answer_texts(classifiers, texts, bar.update):
+            found[chunk.rows] = chunk.log_probabilities
     return found
+
+
+def answer_texts(
+    classifiers: list[Classifier], texts: list[str], on_examples: Callable[[int], Any] = lambda count: None
+) -> Iterator[Chunk]:
+    """Yield the answers to any number of texts in chunks, leaving out blank texts.
+
+    on_examples: called with the number of examples that some classifier has finished.
+    """
+    rows = np.flatnonzero([bool(text.strip()) for text in texts])
+
+    def tokenized(classifier: Classifier, chosen: np.ndarray) -> Split:
+        return classifier.tokenize([texts[row] for row in chosen])
+
+    return _in_chunks(classifiers, rows, tokenized, on_examples)
+
+
+def answer_split(classifiers: list[Classifier], split: Split) -> Iterator[Chunk]:
+    """Yield the answers to a prepared split in chunks."""
+
+    def part(_: Classifier, chosen: np.ndarray) -> Split:
+        return replace(split, offsets=split.offsets[chosen[0] : chosen[-1] + 2], labels=None)
+
+    with tqdm(total=len(classifiers) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+        yield from _in_chunks(classifiers, np.arange(len(split)), part, bar.update)
+
+
+def _in_chunks(
+    classifiers: list[Classifier],
+    rows: np.ndarray,
+    split_of: Callable[[Classifier, np.ndarray], Split],
+    on_examples: Callable[[int], Any],
+) -> Iterator[Chunk]:
+    at_once = max(1, min(AT_ONCE, CELLS // len(classifiers[0].label_names)))
+    for start in range(0, len(rows), at_once):
+        chosen = rows[start : start + at_once]
+        splits = [split_of(classifier, chosen) for classifier in classifiers]
+        pairs = list(zip(classifiers, splits, strict=True))
+        found = average([classifier.logits(split, on_examples) for classifier, split in pairs]).log_softmax(-1)
+        yield Chunk(chosen, found, np.array([classifier.count_longer(split) for classifier, split in pairs]))
 
 
 def example_text(split: Split, index: int) -> str:

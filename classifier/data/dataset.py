@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from classifier.data import tokenizer
+from classifier.data.rows import counted
 from classifier.errors import UserError, did_you_mean
 from classifier.files import file_sha256
 
@@ -59,17 +60,22 @@ class Split:
         return self.id_lines.tobytes().decode("utf-8", "replace").split("\n")[:-1]
 
 
-def long_note(split: Split, block_size: int) -> str | None:
-    """Return a note that counts the examples which are truncated to block_size; None if there are none."""
-    room, chunk = block_size - len(split.prompt), 2**20  # of examples: the offsets may be larger than the memory
+def count_longer(split: Split, block_size: int) -> int:
+    """Return how many examples are truncated to block_size."""
+    room, chunk = block_size - len(split.prompt), 2**20  # examples at a time: the offsets may exceed the memory
     chunks = (split.offsets[start : start + chunk + 1] for start in range(0, len(split), chunk))
-    longer = sum(int((np.diff(offsets) > room).sum()) for offsets in chunks)
+    return sum(int((np.diff(offsets) > room).sum()) for offsets in chunks)
+
+
+def long_note(longer: int, count: int, texts: str, tokens: int, keep: str) -> str | None:
+    """Return the note on so many of the texts, of which only the last or first tokens are read; None if there are none.
+
+    texts: such as "train texts".
+    """
     if not longer:
         return None
-    texts = "texts" if split.name == "text" else f"{split.name} texts"
-    return (
-        f"note: {longer:,} of {len(split):,} {texts} are longer than {room} tokens: their {split.keep} {room} are read"
-    )
+    longer_ones = f"{longer:,} of {count:,} {texts} are longer than {counted(tokens, 'token')}"
+    return f"note: {longer_ones}: their {keep} {tokens} are read"
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:

@@ -35,7 +35,9 @@ ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}  # by their first bytes
 OLD_EXCEL = bytes.fromhex("d0cf11e0a1b11ae1")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-WRITE_PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+WRITE_PACKED = {".bz2": bz2.open, ".xz": lzma.open}
+# without the time and the temporary file's name, so that the same table is the same bytes
+WRITE_PACKED[".gz"] = lambda file, mode: gzip.GzipFile("", mode, fileobj=file, mtime=0)
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 MARK = "\ufeff"  # a byte order mark, decoded; files that were put together have some in the middle
 BETWEEN_OBJECTS = re.compile(rf"[\s,\[\]{MARK}]*")  # in an array or in JSON lines

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from classifier import distributed
-from classifier.data.dataset import Split, load_meta, load_split, long_note, training_files
+from classifier.data.dataset import Split, count_longer, load_meta, load_split, long_note, training_files
 from classifier.data.rows import counted
 from classifier.data.tokenizer import check_vocabulary, encode_label_words, encode_prompt
 from classifier.errors import UserError, tell
@@ -83,7 +83,8 @@ def print_job(settings: Any, data: dict[str, Any], model: GPT, train: Split, dev
     print(f"model: {parameters:,} parameters{frozen}, init_from {initial_weights(settings.init_from)}")
     print(f"data: {settings.data_dir}, {len(train):,} train and {len(dev):,} dev examples", flush=True)
     for split in (train, dev):
-        if note := long_note(split, model.config.block_size):
+        longer, room = count_longer(split, model.config.block_size), model.config.block_size - len(split.prompt)
+        if note := long_note(longer, len(split), f"{split.name} texts", room, settings.keep):
             columns = data["text_columns"] if settings.keep == "last" else []
             how = f", and {columns[0]!r}, the first column, is cut first" if len(columns) > 1 else ""
             tell(f"{note}{how} (--keep={'first' if settings.keep == 'last' else 'last'} reads the others)")

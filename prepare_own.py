@@ -139,7 +139,12 @@ def read_options() -> Namespace:
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
     by_name = "each line is a text, and the label is in the file's name, as in neg.txt and pos.txt"
     add("--label_from_name", action="store_true", help=by_name)
-    add("--delimiter", type=delimiter_named, help="comma, tab, semicolon, pipe or a character (default: detected)")
+    add(
+        "--delimiter",
+        metavar="CHARACTER",
+        type=delimiter_named,
+        help="comma, tab, semicolon, pipe or a character (default: detected)",
+    )
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
     add("--strict", action="store_true", help="refuse files that need a note, for example rows without a text")

@@ -104,10 +104,12 @@ def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Table
         named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
         return tables, *own.choose_columns(tables["train"][0], named)
     except UserError as error:
-        may_be_classes = [path.is_file() and path.suffix not in TABLES for path in files["train"]]
-        if len(may_be_classes) == 1 or not all(may_be_classes):
+        if "--encoding" in str(error) or not all(
+            path.is_file() and path.suffix not in TABLES for path in files["train"]
+        ):
             raise
-        raise UserError(f"{error}; or, if each file has the texts of one class, add --label_from_name") from None
+        how = "if each file has the texts of one class, a line each, pass them with --label_from_name"
+        raise UserError(f"{error}; or, {how}") from None
 
 
 def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:

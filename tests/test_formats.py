@@ -225,7 +225,7 @@ def test_one_file_per_class(run):  # noqa: F811
         Path(name).write_bytes(content)
     Path("dev_pos.txt").write_text("\ufefffine\n")
     files = ["--train", "rt-polarity.neg", "rt-polarity.pos", "--dev", "dev_pos.txt"]
-    with pytest.raises(UserError, match="the name must end in .*; or, if each .*, add --label_from_name$"):
+    with pytest.raises(UserError, match="the name must end in .*; or, if each .*, pass them with --label_from_name$"):
         run(*files)
     with pytest.raises(UserError, match="rt-polarity.pos, line 1: not UTF-8.* add --encoding cp1252"):
         run(*files, "--label_from_name")

@@ -263,7 +263,12 @@ def parse_arguments() -> Namespace:
     add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
     add("--no_labels", action="store_true", help="of --file: compare with no labels")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
-    add("--delimiter", type=delimiter_named, help="of --file: comma, tab, semicolon, pipe (default: detected)")
+    add(
+        "--delimiter",
+        metavar="CHARACTER",
+        type=delimiter_named,
+        help="of --file: comma, tab, semicolon, pipe (default: detected)",
+    )
     add("--quoting", choices=("csv", "none"), help="of --file: CSV's quotes, or none (default: detected)")
     add("--encoding", metavar="NAME", help="of --file, if it is not UTF-8, as in cp1252")
     add("--text", nargs="+", help="classify one text, a part for each text column; - reads a text a line from stdin")

@@ -115,10 +115,12 @@ def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Table
         named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
         return tables, *own.choose_columns(tables["train"][0], named)
     except UserError as error:
-        may_be_classes = [path.is_file() and path.suffix not in TABLES for path in files["train"]]
-        if len(may_be_classes) == 1 or not all(may_be_classes):
+        if "--encoding" in str(error) or not all(
+            path.is_file() and path.suffix not in TABLES for path in files["train"]
+        ):
             raise
-        raise UserError(f"{error}; or, if each file has the texts of one class, add --label_from_name") from None
+        how = "if each file has the texts of one class, a line each, pass them with --label_from_name"
+        raise UserError(f"{error}; or, {how}") from None
 
 
 def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
@@ -151,7 +153,12 @@ def read_options() -> Namespace:
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
     by_name = "each line is a text, and the label is in the file's name, as in neg.txt and pos.txt"
     add("--label_from_name", action="store_true", help=by_name)
-    add("--delimiter", type=delimiter_named, help="comma, tab, semicolon, pipe or a character (default: detected)")
+    add(
+        "--delimiter",
+        metavar="CHARACTER",
+        type=delimiter_named,
+        help="comma, tab, semicolon, pipe or a character (default: detected)",
+    )
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
     add("--strict", action="store_true", help="refuse files that need a note, as for rows without a text or label")

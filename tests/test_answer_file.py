@@ -115,6 +115,22 @@ def test_the_name_of_the_answers_tells_their_format(place, name):
     assert unpack is None or unpack((place / name).read_bytes()).startswith(b"key")
 
 
+@pytest.mark.parametrize(
+    "name, content", [("a.txt", "__label__2 fine, good\n"), ("b.csv", "label~text\n2~fine, good\n")]
+)
+def test_a_file_may_have_fasttext_s_lines_or_any_delimiter(place, name, content):
+    (place / name).write_text(content)
+    succeed(
+        "evaluate.py",
+        f"--file={name}",
+        "--delimiter=~" if "~" in content else "--overwrite",
+        *ANSWERS,
+        "out.csv",
+        cwd=place,
+    )
+    assert [(row["text"], row["label"]) for row in answered(place / "out.csv")] == [("fine, good", "2")]
+
+
 def test_values_keep_their_kinds_from_json_to_json(place):
     objects = [{"text": "fine", "n": 3, "more": {"a": ["half \udc00"]}}, {"text": None, "n": 0.5}]
     objects.append({"text": "bad \ud83d", "flag": True})

@@ -225,7 +225,7 @@ def test_one_file_per_class(run):  # noqa: F811
         Path(name).write_bytes(content)
     Path("dev_pos.txt").write_text("\ufefffine\n")
     files = ["--train", "rt-polarity.neg", "rt-polarity.pos", "--dev", "dev_pos.txt"]
-    with pytest.raises(UserError, match="the name must end in .*; or, if each .*, add --label_from_name$"):
+    with pytest.raises(UserError, match="the name must end in .*; or, if each .*, pass them with --label_from_name$"):
         run(*files)
     with pytest.raises(UserError, match="rt-polarity.pos, line 1: not UTF-8.* add --encoding cp1252"):
         run(*files, "--label_from_name")
@@ -331,6 +331,13 @@ DELIMITERS = {  # content, options, columns, the first row, whether there is a n
     "|": ("text|label\nfine, good|pos\n", {}, ["text", "label"], ["fine, good", "pos"], False),
     "| and quotes": ('id|text|label\r\n1|"a | b"|pos\r\n', {}, ["id", "text", "label"], ["1", "a | b", "pos"], False),
     "| without a header": (PIPES, {"no_header": True}, ["1", "2"], ["Well 0, it was nice", "neg"], True),
+    "| with blanks": (
+        PIPES.replace("|", " | "),
+        {"no_header": True},
+        ["1", "2"],
+        ["Well 0, it was nice ", " neg"],
+        True,
+    ),
     "its comma": (PIPES, {"no_header": True, "delimiter": ","}, ["1", "2"], ["Well 0", " it was nice|neg"], False),
     "| in texts": ("text,label\na|b,pos\nc|d,neg\n", {}, ["text", "label"], ["a|b", "pos"], False),
     "| in texts alone": ("text\na|b\nc|d\n", {}, ["text"], ["a|b"], False),

@@ -410,7 +410,7 @@ def _delimiter(path: Path, text: str, start: int, no_header: bool) -> tuple[str,
         widths = list(map(len, rows)) or [1]
         even = widths.count(widths[0]) if widths[0] > 1 else 0
         fits = 0 < even == len(widths)
-        are_examples = fits and _are_examples(rows)
+        are_examples = fits and _are_examples(rows, delimiter)
         if delimiter == "|" and (not are_examples if no_header else 2 * even <= len(widths)):
             even, fits = 0, False
         return are_examples, fits, even > 0, delimiter != "|", even, widths[0]
@@ -424,15 +424,17 @@ def _delimiter(path: Path, text: str, start: int, no_header: bool) -> tuple[str,
     return found, (f"{path}: read with the delimiter {words[found]}: {how}",)
 
 
-def _are_examples(rows: list[list[str]]) -> bool:
+def _are_examples(rows: list[list[str]], delimiter: str) -> bool:
     """Return whether rows of one width have a column of labels (some repeated), and one of longer, more various texts.
 
-    Commas in sentences are followed by blanks, which labels do not begin with.
+    Commas in sentences are followed by blanks.
     """
     columns = list(zip(*rows, strict=True))
-    found = [(len(set(cells)), sum(map(len, cells)), any(cell[:1] == " " for cell in cells)) for cells in columns]
-    labels = [(kinds, size) for kinds, size, is_prose in found if 1 < kinds <= len(rows) // 2 and not is_prose]
-    return any(kinds < others and size < longer for kinds, size in labels for others, longer, _ in found)
+    if delimiter in ",;" and any(all(cell[:1] == " " for cell in cells) for cells in columns):
+        return False
+    found = [(len(set(cells)), sum(map(len, cells))) for cells in columns]
+    labels = [(kinds, size) for kinds, size in found if 1 < kinds <= len(rows) // 2]
+    return any(kinds < others and size < longer for kinds, size in labels for others, longer in found)
 
 
 def _after_comments(

@@ -12,20 +12,26 @@ import argparse
 import os
 import signal
 import socket
+from collections import Counter
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 
 from classifier import errors
 from classifier.answers import models
 from classifier.answers.models import Classifier
 from classifier.answers.parts import answer_table
 from classifier.data.dataset import Split, load_split
-from classifier.data.own import choose_columns
+from classifier.data.own import cells_of, choose_columns, class_numbers
 from classifier.data.rows import ENDINGS, read_table
 from classifier.errors import UserError
+from classifier.training.predict import loss_and_accuracy
 
 EXAMPLES, MISTAKES, MAX_ROWS = 5, 20, 10_000
+SHOWN_ROWS, MOST_CLASSES = 10, 20  # of an answered file
+ADDED = ("prediction", "confidence")  # columns of an answered file
 
 
 def main() -> None:
@@ -36,8 +42,11 @@ def main() -> None:
     print(machine)
     dev = dev_split(classifiers, arguments.data_dir)
     examples = [models.example_text(dev, i) for i in range(min(EXAMPLES, len(dev)))] if dev else []
-    mistakes = find_mistakes(classifiers, dev) if dev else []
-    title = f"{classifiers[0].saved['data']['task']}: {' + '.join(arguments.ckpt)}"
+    accuracy, mistakes = find_mistakes(classifiers, dev) if dev else (None, [])
+    names = " + ".join("/".join(Path(path).parts[-2:]) for path in arguments.ckpt)
+    title = f"{classifiers[0].saved['data']['task']}: {names}"
+    if accuracy is not None:
+        title += f", dev accuracy {accuracy:.3f}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the uploads are removed
     with TemporaryDirectory(prefix="uploads-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
@@ -75,8 +84,8 @@ def dev_split(classifiers: list[Classifier], data_dir: str | None) -> Split | No
         return None
 
 
-def find_mistakes(classifiers: list[Classifier], dev: Split) -> list[tuple[str, str]]:
-    """Find the most confident mistakes on the dev set; return a label for each, and its text."""
+def find_mistakes(classifiers: list[Classifier], dev: Split) -> tuple[float, list[tuple[str, str]]]:
+    """Return the accuracy on the dev set, and its most confident mistakes: what a button says of each, and its text."""
     logits, names = models.predict_all(classifiers, dev), classifiers[0].label_names
     probabilities, predictions = logits.softmax(-1).max(-1)
     found = []
@@ -84,25 +93,48 @@ def find_mistakes(classifiers: list[Classifier], dev: Split) -> list[tuple[str, 
         text = models.example_text(dev, i)
         label = f"{names[dev.labels[i]]}, predicted {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
         found.append((label, text))
-    return found
+    return loss_and_accuracy(logits, dev.labels)[1], found
 
 
-def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | None, str]:
-    """Classify the rows of an uploaded file; return the path of the result beside it, or None, and a message."""
+def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | None, str, list[list[str]]]:
+    """Classify the rows of an uploaded file.
+
+    Returns:
+        The path of the file with predictions beside it, or None; a message; text, prediction and confidence of the
+        first rows.
+    """
     if path is None:
-        return None, "Choose a file first."
+        return None, "Choose a file first.", []
+    first, folder = classifiers[0], f"{Path(path).parent}{os.sep}"  # the server's own, which no message shows
     try:
         table = read_table(Path(path))
         if len(table.lines) > MAX_ROWS:
             raise UserError(f"{len(table.lines):,} rows; the page takes {MAX_ROWS:,}, evaluate.py --file any number")
-        columns, reasons = choose_columns(table, {}, ["text"], (), classifiers[0].text_columns)
+        columns, reasons = choose_columns(table, {}, ["text"], ["label"], first.text_columns)
         name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
         out = Path(path).with_name(f"answered-{name}")
-        tally = answer_table(classifiers, table, columns["text"], out)
+        answer_table(classifiers, table, columns["text"], out)
+        labels = cells_of(table, columns["label"]) if "label" in columns else []
+        answered = read_table(out)
     except (UserError, OSError, ModuleNotFoundError) as error:
-        return None, errors.printable(f"No answers: {error}")
-    facts = [tally.said_rows(), reasons, *table.notes]
-    return str(out), errors.printable("; ".join(facts))
+        return None, errors.printable(f"No answers: {error}".replace(folder, "")), []
+    texts, predictions, confidences = cells_of(table, columns["text"]), *map(answered.column, ADDED)
+    facts = [f"rows: {len(texts):,}, without a text: {predictions.count(''):,}", reasons, *table.notes]
+    counts = Counter(filter(None, predictions)).most_common(MOST_CLASSES)
+    facts.append("predicted: " + ", ".join(f"{name} {count:,}" for name, count in counts))
+    numbers = class_numbers(labels, first.label_names, first.file_labels)
+    truths = [first.label_names[number] if number >= 0 else "" for number in numbers]
+    pairs = [(truth, found) for truth, found in zip(truths, predictions, strict=False) if truth and found]
+    if pairs:
+        right, largest = sum(truth == found for truth, found in pairs), Counter(truth for truth, _ in pairs)
+        always, count = largest.most_common(1)[0]
+        facts.append(
+            f"accuracy {right / len(pairs):.3f} on {len(pairs):,} rows with a label in {columns['label'][0]!r}"
+        )
+        facts[-1] += f"; always {always!r}: {count / len(pairs):.3f}"
+    message = "\n".join(f"- {errors.printable(fact.replace(folder, ''))}" for fact in facts)
+    rows = zip(texts, predictions, confidences, strict=True)
+    return str(out), message, [[shorten(text, 200), *found] for text, *found in islice(rows, SHOWN_ROWS)]
 
 
 if __name__ == "__main__":

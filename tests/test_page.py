@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,9 @@ def assert_shown(browser, text: str, models: list[Classifier]) -> None:
     wait(browser, lambda: find(browser, "#words") and [word for word, _ in read_words(browser)] == text.split())
     bars = read_bars(browser)
     assert [bars[name] for name in NAMES] == pytest.approx(found.log_probabilities.exp().tolist(), abs=0.004)
-    lines = find(browser, "#numbers textarea")[0].get_property("value").splitlines()
+    answer, _, *lines = find(browser, "#numbers textarea")[0].get_property("value").splitlines()
+    assert answer == ", ".join(f"{name} {share:.3f}" for name, share in bars.items())
+    assert len(find(browser, "#numbers button")) == len(find(browser, "#box button")) == 1  # copy
     listed = [re.fullmatch(r"([+-]\d+\.\d{3})  (\S+)", line).groups() for line in lines]
     numbers = [float(number) for number, _ in listed]
     assert numbers == sorted(numbers, key=lambda number: -abs(number))
@@ -204,9 +207,19 @@ def test_a_file_is_classified(place, pages, browser):
     wait(browser, lambda: "rows" in find(browser, "#upload")[0].text)
     find(browser, "#ask")[0].click()
     (link,) = wait(browser, lambda: find(browser, "#answers a[href]"))
-    assert find(browser, "#said")[0].text.startswith("rows: 62, without a text: 0; texts in 'title' + 'body'")
+    facts = [each.text for each in find(browser, "#said li")]
+    assert facts[0] == "rows: 62, without a text: 0" and facts[1].startswith("texts in 'title' + 'body'")
     words = ["evaluate.py", "--ckpt=columns.pt", "--file=rows.csv", "--predictions=answered.csv"]
     succeed(*words, "--overwrite", cwd=place)
+    with open(place / "answered.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    counts = Counter(row["prediction"] for row in rows).most_common()
+    assert facts[2] == "predicted: " + ", ".join(f"{name} {count}" for name, count in counts)
+    right = sum(row["prediction"] == row["label"] for row in rows)
+    assert facts[3] == f"accuracy {right / 62:.3f} on 62 rows with a label in 'label'; always 'negative': 0.500"
+    shown = wait(browser, lambda: [each.text for each in find(browser, "#rows [role=gridcell][data-row='0']")])
+    text = " ".join([rows[0]["title"], *rows[0]["body"].split()])
+    assert shown == [text, rows[0]["prediction"], rows[0]["confidence"]]
     with urlopen(link.get_attribute("href")) as answered:
         assert answered.read() == (place / "answered.csv").read_bytes()
     assert {path.name for path in (place / "temporary").rglob("*.csv")} == {"rows.csv", "answered-rows.csv"}

@@ -30,14 +30,15 @@ def build(
     classifiers: list[Classifier],
     examples: list[str],
     mistakes: list[tuple[str, str]],
-    answer_file: Callable[[str], tuple[str | None, str]],
+    answer_file: Callable[[str], tuple[str | None, str, list[list[str]]]],
 ) -> gr.Blocks:
     """Build the page.
 
     Args:
         examples: texts to begin with.
         mistakes: for each, what its button says, and its text; without any, there is no tab for them.
-        answer_file: takes the path of an uploaded file, and returns the path of the answers, or None, and a message.
+        answer_file: takes the path of an uploaded file, and returns the path of the answers, or None, a message, and
+            text, prediction and confidence of the first rows.
     """
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>")
@@ -45,13 +46,14 @@ def build(
             columns, label = classifiers[0].text_columns, "Text"
             if len(columns) > 1:
                 label = f"Text: {', '.join(columns)}, in this order, each on a line of its own (Shift+Enter begins one)"
-            box = gr.Textbox(label=label, placeholder="Type a text, then press Enter", max_lines=12, elem_id="box")
+            ask_for = "Type a text, then press Enter"
+            box = gr.Textbox(label=label, placeholder=ask_for, max_lines=12, buttons=["copy"], elem_id="box")
             run = gr.Button("Classify", variant="primary")
             found, note = gr.Label(visible=False, elem_id="found"), gr.Markdown(elem_id="note")
             colours = "Words that speak for the prediction in red, against it in violet"
             words = gr.HighlightedText(label=colours, visible=False, elem_id="words")
-            meaning = "Drop in the log-probability of the prediction when a word is left out, in nats"
-            numbers = gr.Textbox(label=meaning, max_lines=12, visible=False, elem_id="numbers")
+            meaning = "Probabilities; drop in log-probability without each word, in nats"
+            numbers = gr.Textbox(label=meaning, max_lines=14, visible=False, buttons=["copy"], elem_id="numbers")
             shown = {"outputs": [found, note, words, numbers], "api_visibility": "private"}
             ask = partial(answer, classifiers)
             gr.on([box.submit, run.click], ask, box, trigger_mode="always_last", **shown)
@@ -69,7 +71,17 @@ def build(
             classify = gr.Button("Classify every row", variant="primary", elem_id="ask")
             answers = gr.File(label="The file with predictions", elem_id="answers")
             message = gr.Markdown(elem_id="said")
-            classify.click(answer_file, upload, [answers, message], api_visibility="private")
+            heads = ["text", "prediction", "confidence"]
+            widths: list[str | int] = ["60%", "22%", "18%"]
+            rows = gr.Dataframe(
+                headers=heads, column_widths=widths, label="The first rows", wrap=True, visible=False, elem_id="rows"
+            )
+
+            def answered(path: str | None) -> tuple[str | None, str, gr.Dataframe]:
+                found, said, first_rows = answer_file(path)
+                return found, said, gr.Dataframe(first_rows, visible=bool(first_rows))
+
+            classify.click(answered, upload, [answers, message, rows], api_visibility="private")
     return page
 
 
@@ -99,6 +111,8 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
     if len(names) > MAX_BARS:
         title += f"; shown: {MAX_BARS} of {len(names):,} classes"
     found = gr.Label(bars, label=title, visible=True)
+    said = ", ".join(f"{name} {share:.3f}" for name, share in bars.items()) + "\n"
+    no_words = gr.HighlightedText(visible=False), gr.Textbox(said, visible=True)
     if count == 1:
         yield found, "A one-word text has nothing to leave out.", *no_words
     elif count > MAX_WORDS:
@@ -112,7 +126,7 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
         ordered = sorted(zip(contributions, words, strict=True), key=lambda pair: -abs(pair[0]))
         numbers = "\n".join(f"{contribution:+.3f}  {word}" for contribution, word in ordered)
         tinted = list(zip(words, tints, strict=True))
-        yield found, "", gr.HighlightedText(tinted, visible=True), gr.Textbox(numbers, visible=True)
+        yield found, "", gr.HighlightedText(tinted, visible=True), gr.Textbox(f"{said}\n{numbers}", visible=True)
 
 
 def show(page: gr.Blocks, host: str, port: int) -> None:

@@ -21,7 +21,9 @@ new_head = False  # start with a random head even if init_from has one
 block_size = 64  # tokens of a sequence; longer ones are truncated
 keep = "last"  # which tokens of a longer sequence are read: the last, or the first ones
 prompt = ""  # text at the end of every sequence, such as a question; it is never truncated
-label_words = []  # one single-token word per class, as --label_words=bad,good: the head starts as their embeddings
+label_words: list[
+    str
+] = []  # one single-token word per class, as --label_words=bad,good: the head starts as their embeddings
 trainable_blocks = -1  # train only the last so many blocks and the head; 0: the head alone, -1: everything
 dropout = 0.2  # on embeddings, attention probabilities and both residual branches
 n_layer = 4  # blocks, for init_from=scratch
@@ -139,7 +141,7 @@ def accumulate_gradient(
     """
     net.train()
     total_loss = torch.zeros((), device=batch.micro_batches[0][1].device)
-    weights, total_weight = None, len(batch.labels)
+    weights, total_weight = None, float(len(batch.labels))
     if weight_of_class is not None:
         weights = torch.tensor(weight_of_class, dtype=torch.float32, device=total_loss.device)
         total_weight = float(weight_of_class[batch.labels].sum())
@@ -165,14 +167,16 @@ def update(
     """
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
-    loss, norm = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
-    if not scaler.is_enabled() and not math.isfinite(loss + norm):
+    mean_loss, grad_norm = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
+    if not scaler.is_enabled() and not math.isfinite(mean_loss + grad_norm):
         how = "try a lower learning_rate, warmup_steps, or dtype=float32"
-        raise UserError(f"the loss is {loss} and the gradient's norm {norm}, so the step was not taken: {how}")
+        raise UserError(
+            f"the loss is {mean_loss} and the gradient's norm {grad_norm}, so the step was not taken: {how}"
+        )
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=False)  # on a CPU sparse gradients are added to dense ones, which stay
-    return loss, norm
+    return mean_loss, grad_norm
 
 
 def evaluate(net: nn.Module, dev_set: batches.Texts | batches.Features, torch_dtype: torch.dtype) -> dict[str, float]:
@@ -270,7 +274,9 @@ def train(stack: ExitStack) -> None:
 
     # what is trained: the model on texts, or the head alone on features that are computed once
     start.print_job(settings, data, model, train_split, dev_split)
-    net = model
+    net: nn.Module = model
+    train_set: batches.Texts | batches.Features
+    dev_set: batches.Texts | batches.Features
     train_set, dev_set = (batches.Texts(split, model, is_compiled=compile) for split in (train_split, dev_split))
     if trainable_blocks == 0:
         print("features: computed once, since only the head is trained (without dropout)", flush=True)
@@ -307,7 +313,8 @@ def train(stack: ExitStack) -> None:
         parts = {"data": data, "settings": dict(vars(settings)), "run": facts | {"best": state.best}}
         parts["progress"] = vars(state) | {"epoch": state.step / steps_per_epoch}
         if path == last_path:
-            record.to_disk(log)  # first: it must not have fewer steps than last.pt
+            if log:
+                record.to_disk(log)  # first: it must not have fewer steps than last.pt
             parts |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         checkpoint.save(path, model, **parts)
 
@@ -395,7 +402,8 @@ def train(stack: ExitStack) -> None:
                 batch = batch_of(state.step + 1)  # while the device computes
 
                 # update
-                loss, grad_norm = update(model, optimizer, scaler, distributed.sum_over_processes(loss), grad_clip)
+                loss = distributed.sum_over_processes(loss)
+                mean_loss, grad_norm = update(model, optimizer, scaler, loss, grad_clip)
                 state.step += 1
                 if log is None and is_first:  # not earlier: a run that fails at once must leave the old files alone
                     files.check_held(out, held)
@@ -408,16 +416,16 @@ def train(stack: ExitStack) -> None:
                 # log and progress: a bar, or without a terminal a line now and then
                 now = time.monotonic()
                 state.seconds, speed = now - started_at, num_examples / (now - began_at)
-                row = {"step": state.step, "epoch": state.step / steps_per_epoch, "split": "train", "loss": loss}
+                row = {"step": state.step, "epoch": state.step / steps_per_epoch, "split": "train", "loss": mean_loss}
                 row |= {"learning_rate": rate, "grad_norm": grad_norm, "examples_per_second": speed}
                 record.write_row(log, trackers, row | {"seconds": state.seconds})
                 bar.n = examples_before(state.step)
                 bar.set_description(f"epoch {(state.step - 1) // steps_per_epoch + 1}/{epochs}", refresh=False)
-                bar.set_postfix(loss=f"{loss:.3f}")
+                bar.set_postfix(loss=f"{mean_loss:.3f}")
                 if not is_shown and now > line_at + SECONDS_BETWEEN_LINES:
                     line_at = now
                     left = timedelta(seconds=round(state.seconds / state.step * (last_step - state.step)))
-                    line = f"step {state.step}/{last_step}: loss {loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s"
+                    line = f"step {state.step}/{last_step}: loss {mean_loss:.4f}, lr {rate:.1e}, {speed:.1f} examples/s"
                     print(f"{line}, {left} left", flush=True)
 
             # the end

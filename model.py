@@ -260,7 +260,7 @@ class GPT(nn.Module):
         x = self._apply_block(self.h[-1], x, batch.groups, batch.ends)  # only these outputs are used
         return self.ln_f(x[: batch.size])
 
-    def _apply_block(self, block: Block, x: Tensor, groups: Groups, ends: Tensor | None = None) -> Tensor:
+    def _apply_block(self, block: nn.Module, x: Tensor, groups: Groups, ends: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and self.training:
             return checkpoint(block, x, groups, ends, use_reentrant=False)
         return block(x, groups, ends)

@@ -56,9 +56,7 @@ def _dropout_mask(shape: torch.Size, dtype: torch.dtype, p: float) -> tuple[Tens
     to a multiple of 1/65536, and the scale is that of the rounded one.
     """
     keep = min(max(round((1 - p) * 65536), 1), 65535)
-    seed = (
-        torch.empty((), dtype=torch.int64).random_().item()
-    )  # torch's generator seeds numpy's, which is twice as fast
+    seed = int(torch.empty((), dtype=torch.int64).random_())  # torch's generator seeds numpy's, which is twice as fast
     bits = np.random.SFC64(seed).random_raw((shape.numel() + 3) // 4).view(np.int16)[: shape.numel()]
     mask = torch.empty(shape, dtype=dtype)
     torch.lt(torch.from_numpy(bits).view(shape), keep - 32768, out=mask)  # far faster than converting a boolean mask

@@ -68,7 +68,6 @@ def tune(device: torch.device, dtype: torch.dtype, deterministic: bool = False) 
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch's notes on reproducibility ask for
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, and shapes differ
     if dtype == torch.float32 and _has_tf32(device):
@@ -101,5 +100,5 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
 def compile_blocks(model: nn.Module) -> None:
     """Let torch.compile compile a GPT's blocks at their first use, for any number and length of sequences."""
     torch._dynamo.config.recompile_limit = 32  # first or last block, training or not, single sequences
-    for block in model.h:
+    for block in model.get_submodule("h").children():
         block.compile(dynamic=True)

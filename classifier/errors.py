@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import gc
 import os
 import sys
 import textwrap
@@ -14,8 +15,8 @@ from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
 # torch's words for it on a CPU, on a GPU, and cuBLAS's
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed")
-OUT_OF_MEMORY += ("ALLOC_FAILED",)
+OUT_OF_MEMORY = ["can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed"]
+OUT_OF_MEMORY += ["ALLOC_FAILED"]
 
 
 class UserError(Exception):
@@ -39,7 +40,7 @@ def run(main: Callable[[], Result]) -> Result:
     except UserError as error:
         fail(str(error))
     except ModuleNotFoundError as error:
-        fail(f"the package {error.name} is not installed: run {how_to_install(error.name)}")
+        fail(f"the package {error.name} is not installed: run {how_to_install(error.name or '')}")
     except OSError as error:
         if is_closed_pipe(error):  # the reader of our output has left, as `head` does
             end(1)
@@ -103,6 +104,7 @@ def fail(message: str) -> NoReturn:
 
 def end(status: int) -> NoReturn:
     """Exit; what stdout has buffered and cannot write, on a full disk or without a reader, is dropped."""
+    let_go(sys.exc_info()[1])
     try:
         sys.stdout.flush()
     except OSError:
@@ -133,6 +135,16 @@ def _nearest(path: Path) -> Path | None:
     return folder / matches[0] if matches else None
 
 
+def let_go(error: BaseException | None) -> None:
+    """Free what an error's frames refer to; files that fail again when they are closed do not say so again."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+    sys.unraisablehook = hook
+
+
 def printable(text: str) -> str:
     """Return text with its control characters, which could rewrite the terminal, made visible."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -148,8 +160,13 @@ def tell(line: str) -> None:
     print(wrapped(line))
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that reports errors as fail does."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (--help shows the options)")
+
+
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser that shows a script's docstring unchanged and reports errors as fail does."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help shows the options)")
-    return parser
+    """Return a parser that shows a script's docstring unchanged."""
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

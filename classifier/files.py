@@ -17,8 +17,10 @@ from classifier.errors import UserError
 
 try:
     import fcntl
+
+    FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # a Mac's
 except ImportError:  # Windows
-    fcntl = None
+    FULL_SYNC = None
 
 
 @contextmanager
@@ -34,9 +36,9 @@ def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     target = Path(os.path.realpath(path))
     refuse_irregular(target)
     temporary = target.with_name(f".{target.name}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
-        with open(temporary, mode, **text) as f:
+        with open(temporary, mode, encoding=encoding, newline=newline) as f:
             yield f
             f.flush()
             synced(f.fileno())
@@ -107,10 +109,9 @@ def to_disk(path: Path) -> None:
 
 def synced(handle: int) -> None:
     """Wait until an open file is on the disk; on a Mac fsync alone only hands it to the drive."""
-    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
-    if full_sync is not None:
+    if FULL_SYNC is not None:
         with suppress(OSError):  # network drives do not have it
-            fcntl.fcntl(handle, full_sync)
+            fcntl.fcntl(handle, FULL_SYNC)
             return
     os.fsync(handle)
 
@@ -151,15 +152,15 @@ def hold(folder: Path) -> Iterator[os.stat_result]:
         yield os.stat(folder / ".lock")
 
 
-def is_held(folder: Path, held: os.stat_result) -> bool:
+def is_held(folder: Path, held: os.stat_result | None) -> bool:
     """Return whether a folder is still the one that is being held: it was neither removed nor replaced."""
     try:
-        return os.path.samestat(held, os.stat(folder / ".lock"))
+        return held is not None and os.path.samestat(held, os.stat(folder / ".lock"))
     except OSError:
         return False
 
 
-def check_held(folder: Path, held: os.stat_result) -> None:
+def check_held(folder: Path, held: os.stat_result | None) -> None:
     """Raise a UserError if a folder is no longer the one that is being held: another run may have its place."""
     if not is_held(folder, held):
         raise UserError(

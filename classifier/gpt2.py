@@ -74,7 +74,7 @@ def load_gpt2(
 def read_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read config.json and the tensors, by our names, from a folder or the hub."""
     config, *files = find_files(name)
-    theirs, weights = read_file(config), {}
+    theirs, weights = read_file(config), dict[str, Tensor]()
     for file in files:
         weights |= {name: transposed(name, tensor) for name, tensor in unwrapped(read_file(file)).items()}
     return theirs, weights
@@ -110,12 +110,12 @@ def find_files(name: str) -> list[Path]:
     except HfHubHTTPError as error:
         raise UserError(f"{name} is no folder here, and the hub answered: {str(error):.300}{meant}") from None
     except Exception as error:  # of whichever http library the hub's client uses
-        folder = repository.rpartition("/")[2]
+        local = repository.rpartition("/")[2]
         raise UserError(
             f"cannot get GPT-2's weights: there is no folder {name}, and {repository} is not in the Hugging Face cache "
             f"and cannot be downloaded ({error or type(error).__name__}). On a machine with network run "
-            f"`hf download {repository} config.json model.safetensors --local-dir {folder}`, "
-            f"bring the folder {folder} here, or name it with --init_from=DIR; or begin with a small model and random "
+            f"`hf download {repository} config.json model.safetensors --local-dir {local}`, "
+            f"bring the folder {local} here, or name it with --init_from=DIR; or begin with a small model and random "
             f"weights: --init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1{meant}"
         ) from None
 
@@ -128,7 +128,9 @@ def files_of(source: str, local_files_only: bool) -> list[Path]:
     def first(*names: str) -> Path:
         for name in names:
             if has_file(source, name, local_files_only=local_files_only):
-                return Path(cached_file(source, name, local_files_only=local_files_only))
+                found = cached_file(source, name, local_files_only=local_files_only)
+                if found:
+                    return Path(found)
         best = Path(source) / "best.pt"
         meant = f"; did you mean {best}?" if best.is_file() else ""
         raise UserError(f"{source} has no {printable(' or '.join(names))}, as transformers saves a model{meant}")

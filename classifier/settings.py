@@ -107,9 +107,13 @@ def _assignments(path: str, is_script: bool) -> list[tuple[str, Any, str]]:
     found = []
     for node in body:
         try:
-            (target,) = node.targets
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                raise ValueError
+            (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if not isinstance(target, ast.Name):
+                raise ValueError
             name, value = target.id, ast.literal_eval(node.value)
-        except (AttributeError, *NO_LITERAL):
+        except NO_LITERAL:
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             if is_script or is_docstring:
                 continue

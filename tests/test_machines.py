@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPO, succeed, unwrapped
+from conftest import REPO, save, succeed, unwrapped
 from runs import RUN, run_patched, start, wait_for
 
 from classifier import errors, files
 from classifier.files import written_whole
 from classifier.training import stop
+from model import GPT, GPTConfig
 
 # -----------------------------------------------------------------------------
 # file systems
@@ -48,7 +49,7 @@ def test_a_file_system_that_cannot_sync_folders_is_used_without(tmp_path, monkey
 
 def test_on_a_mac_a_file_reaches_the_platter(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files, "FULL_SYNC", 51)
     monkeypatch.setattr(files.fcntl, "fcntl", lambda handle, command: calls.append(command))
     with written_whole(tmp_path / "a", "w") as f:
         f.write("whole")
@@ -152,6 +153,21 @@ def test_no_checkpoint_stays_mapped_while_a_run_trains(workspace, resumed):
     process.kill()
     process.communicate()
     assert "libtorch" in maps and "/train.bin" in maps and ".pt" not in maps.replace(".pth", "")
+
+
+def test_loading_a_checkpoint_takes_less_than_twice_the_memory_of_its_weights(tmp_path):
+    path = save(tmp_path / "best.pt", GPT(GPTConfig(2, 64, 50257, 1, 8, 512)))
+    code = """
+import re, sys, torch
+sys.path.insert(0, sys.argv[1])
+from classifier import checkpoint
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before = peak()
+model, _ = checkpoint.load(sys.argv[2])
+print((peak() - before) / sum(4 * p.numel() for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(REPO), str(path)], capture_output=True, text=True)
+    assert 0.9 < float(done.stdout) < 2, done.stderr
 
 
 # -----------------------------------------------------------------------------

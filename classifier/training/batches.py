@@ -63,8 +63,8 @@ class Texts:
             tokens[start : start + length] = self.split.sequence(index, self.block_size)
         positions = np.arange(len(tokens)) - np.repeat(starts, widths)
         ends = starts + np.pad(lengths, (0, len(starts) - len(indices)), constant_values=1) - 1
-        tensors = (send(array, self.device) for array in (tokens, positions, ends))
-        return Batch(*tensors, groups, size=len(indices))
+        sent = [send(array, self.device) for array in (tokens, positions, ends)]
+        return Batch(sent[0], sent[1], sent[2], groups, size=len(indices))
 
 
 class Features:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from classifier import distributed
 from classifier.errors import UserError, is_out_of_memory
 from classifier.training.batches import Features, Texts
-from model import GPT, Batch, casting
+from model import GPT, casting
 
 TOKEN_BUDGET = 16384  # tokens in memory at once; no result depends on it
 
@@ -23,7 +23,7 @@ def predict(
     examples: Texts | Features,
     dtype: torch.dtype,
     on_examples: Callable[[int], Any] = lambda count: None,
-    compute: Callable[[Batch], Tensor] | None = None,
+    compute: Callable[[Any], Tensor] | None = None,
 ) -> Tensor:
     """Compute a network's outputs for a whole split, in its order: float32 (examples, K) on the CPU.
 

@@ -32,6 +32,7 @@ record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences
 test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/test.yml
 	$(PY) -m pytest
 
 gpu: .venv/ready-dev ## on a machine with a CUDA GPU: test and measure everything about it (SOURCE=DIR as above)

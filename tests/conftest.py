@@ -26,6 +26,7 @@ import torch
 from classifier import checkpoint
 from classifier.data.dataset import Split
 from classifier.data.tokenizer import load_tokenizer
+from classifier.training import stop
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -76,7 +77,7 @@ def here(*words: object, cwd: Path, stdin: str | bytes = b"") -> subprocess.Comp
     script, *arguments = map(str, words)
     content = stdin.encode() if isinstance(stdin, str) else stdin
     streams = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8") for part in (content, b"", b"")]
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals = {number: signal.getsignal(number) for number in stop.SIGNALS}
     status = 0
     with (
         _working_in(cwd),

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import sys
 from collections import Counter
 
@@ -180,6 +179,7 @@ def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
 
 def test_a_full_disk_is_told_in_one_line(place):
     pytest.importorskip("openpyxl")
+    resource = pytest.importorskip("resource")  # not on Windows
     with open(place / "new.csv", "a", encoding="utf-8") as f:
         f.writelines(f"{number};{number * 7919} words;;\n" for number in range(3000))
     limited = {"run": command, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))}

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +186,36 @@ def test_a_schedulers_warning_saves(workspace, name):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "to resume from out/last.pt" in unwrapped(said)
     assert (workspace / "out" / "last.pt").is_file()
+
+
+def test_the_slurm_job_of_the_page_resumes_and_submits_itself(workspace):
+    page = (REPO / "docs" / "settings.md").read_text(encoding="utf-8")
+    script = re.search(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE).group(1)
+    (workspace / "sbatch").write_text('#!/bin/sh\necho "$@" >> submitted\n')
+    (workspace / "sbatch").chmod(0o755)
+
+    def run_job(*options: str, signal_at: str = "") -> tuple[int, str]:
+        words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], *options]
+        job = script.replace("python finetune.py config/finetune_sst.py", shlex.join(words))
+        (workspace / "job.sh").write_text(job)
+        environment = os.environ | {"PATH": f"{workspace}:{os.environ['PATH']}"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(["bash", "job.sh"], cwd=workspace, env=environment, **pipes)
+        if signal_at:
+            wait_for(process, signal_at)
+            process.send_signal(signal.SIGUSR1)  # to the script alone, as with --signal=B:
+        _, said = process.communicate(timeout=60)
+        return process.returncode, unwrapped(said)
+
+    for submitted in ("job.sh\n", "job.sh\njob.sh\n"):  # a new run, then a resumed one
+        status, said = run_job("--epochs=1000", signal_at="epoch ")
+        assert status == 0 and "to resume from out/last.pt" in said
+        assert (workspace / "submitted").read_text() == submitted
+    status, said = run_job("--max_steps=1")  # resumed, and refused
+    assert status == 1 and "out/last.pt is at step" in said
+    shutil.rmtree(workspace / "out")
+    assert run_job("--max_steps=1") == (0, "")
+    assert (workspace / "submitted").read_text() == submitted
 
 
 def test_a_thread_other_than_the_main_one_sets_no_signals():

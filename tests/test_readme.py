@@ -29,7 +29,7 @@ FINETUNE = ["--batch_size=4", "--gradient_accumulation_steps=1", "--device=cpu",
 
 def shown_commands() -> list[str]:
     """Return the commands of the ```sh blocks, without comments, and of `code` in the text, each once, in order."""
-    text = re.sub(r"^```(?:python|text)\n.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```(?:python|text|bash|powershell)\n.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
     found = []
     for block, code in re.findall(r"^```sh\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines() or [" ".join(code.split())]:
@@ -56,6 +56,15 @@ def test_every_page_is_tested_and_linked_from_the_readme():
         files = [(REPO / name).parent / link.partition("#")[0] for link in links]
         assert all(file.is_file() for file in files), name
         assert name == "README.md" or name in re.findall(r"\]\(([^)]+)\)", README)
+
+
+def test_windows_has_the_readmes_first_commands():
+    block = re.search(r"^```powershell\n(.*?)^```$", PAGES["docs/troubleshooting.md"], re.DOTALL | re.MULTILINE).group(
+        1
+    )
+    first = re.search(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE).group(1)
+    first = first.replace(" && . .venv/bin/activate", "\n.venv\\Scripts\\Activate.ps1")
+    assert block.replace(" `\n", " \\\n") == first
 
 
 def test_every_file_of_the_repository_that_is_named_is_there():

@@ -1,15 +1,12 @@
 """Stops of every kind lose nothing. TORTURE=1 runs the long version (make torture)."""
 
 import csv
-import fcntl
 import json
 import os
-import pty
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
@@ -48,6 +45,7 @@ def test_ctrl_c_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unb
 
 
 def test_a_terminal_that_is_closed_stops_the_run_softly(workspace, unbroken):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))  # not on Windows
     ours, its = pty.openpty()
     own_terminal = lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # noqa: E731
     words = [sys.executable, "-u", str(REPO / RUN[0]), *RUN[1:], *LONGER]

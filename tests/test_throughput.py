@@ -4,7 +4,10 @@ import functools
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
+import pytest
+import torch
 from conftest import here, refuse
 
 from bench import contenders, throughput
@@ -47,3 +50,11 @@ def test_a_gpu_that_is_one_of_many_or_old_is_used_as_far_as_it_goes(monkeypatch)
     for capability in ((6, 1), (7, 0)):
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
         assert contenders.can_compile("cuda") == (capability == (7, 0)) and contenders.can_compile("cpu")
+
+
+def test_memory_is_measured_on_windows_too(monkeypatch):
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    of_windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3_000_000_000))
+    monkeypatch.setattr(psutil, "Process", lambda: of_windows)
+    assert throughput.peak_memory(torch.device("cpu")) == 3.0

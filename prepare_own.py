@@ -24,7 +24,8 @@ from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.labels import label_notes, label_value
 from classifier.data.prepare import prepare, source_name
-from classifier.data.rows import Table, counted, delimiter_named, read_lines, read_table
+from classifier.data.rows import delimiter_named, read_lines, read_table
+from classifier.data.table import Table, counted
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 

@@ -26,17 +26,9 @@ from classifier.answers.report import (
     rank,
 )
 from classifier.data.own import Columns, cells_of, choose_columns, class_numbers
-from classifier.data.rows import (
-    ENDINGS,
-    WRITE_PACKED,
-    Table,
-    counted,
-    ending_to_write,
-    read_table,
-    texts_in,
-    visible_files,
-    write_table,
-)
+from classifier.data.rows import ENDINGS, read_table, texts_in, visible_files
+from classifier.data.table import Table, counted
+from classifier.data.write_rows import WRITE_PACKED, ending_to_write, write_table
 from classifier.errors import UserError, tell
 from classifier.files import file_sha256, hold, to_disk, written_whole
 

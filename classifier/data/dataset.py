@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from classifier.data import tokenizer
-from classifier.data.rows import counted
+from classifier.data.table import counted
 from classifier.errors import UserError, did_you_mean
 from classifier.files import file_sha256
 

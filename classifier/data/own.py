@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from classifier.data.labels import class_numbers, label_order, label_value, look, number_in, spellings
-from classifier.data.rows import USUAL_NAMES, Table, counted, read_table
+from classifier.data.rows import read_table
+from classifier.data.table import USUAL_NAMES, Table, counted
 from classifier.errors import UserError, tell
 
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them

@@ -4,12 +4,12 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-NO_LABEL = ("", "-", "–", "—", "?", "n/a", "#n/a", "na", "nan", "<na>", "none", "null", "unknown", "missing", "tbd")
-NO_LABEL += ("unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated")  # in lower case
+NO_LABEL = {"", *"- – — ? n/a #n/a na nan <na> none null unknown missing tbd".split()}  # in lower case
+NO_LABEL |= {"unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated"}
 NO_LABEL_NUMBERS = (-1, -99, -100, -999)  # -100 is what PyTorch's loss ignores
 LISTED = re.compile(r"\[.*\]|\(.*\)|\{.*\}")  # as Python and JSON write lists
 IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|[^\s,;|]+""")
@@ -26,7 +26,7 @@ def label_value(label: str) -> int | str:
 
 def spellings(labels: Iterable[str]) -> dict[int | str, str]:
     """Return label_value -> its most frequent spelling, of equals the shortest."""
-    counts, found = Counter(labels), {}
+    counts, found = Counter(labels), dict[int | str, str]()
     for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
         found.setdefault(label_value(label), label)
     return found
@@ -83,24 +83,25 @@ def _shown(label: str) -> str:
     return label[:60].translate({ord(c): ascii(c)[1:-1] for c in hidden})
 
 
-def _merged(labels: list[str]) -> str | None:
+def _groups(names: list[str], key: Callable[[str], int | str]) -> list[list[str]]:
+    """Return the names of which several have the same key, as they are shown."""
     groups: dict[int | str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(label_value(label), []).append(_shown(label))
-    merged = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    return f"note: taken for one class: {_listed(merged)}: to keep them apart, rename them" if merged else None
+    for name in names:
+        groups.setdefault(key(name), []).append(_shown(name))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _merged(labels: list[str]) -> str | None:
+    merged = _listed([" and ".join(group) for group in _groups(labels, label_value)])
+    return f"note: taken for one class: {merged}: to keep them apart, rename them" if merged else None
 
 
 def _alike(names: list[str]) -> str | None:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(look(name), []).append(_shown(name))
-    alike = [", ".join(group) for group in groups.values() if len(group) > 1]
-    if not alike:
+    if not (alike := _listed([", ".join(group) for group in _groups(names, look)])):
         return None
     return (
-        f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {_listed(alike)}. Each "
-        f"is a class of its own: if that is not meant, give them one spelling in the file"
+        f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {alike}. Each is a "
+        f"class of its own: if that is not meant, give them one spelling in the file"
     )
 
 
@@ -160,12 +161,12 @@ def _scores(names: list[str]) -> str | None:
 
 def _unlabelled(labels: Sequence[str], names: list[str]) -> str | None:
     """Return a note on labels that often mean "no label"."""
-    numbers = {name: number_in(name) for name in names}
     found = [name for name in names if look(name) in NO_LABEL]
-    for name in (name for name in names if numbers[name] in NO_LABEL_NUMBERS):
-        others = {numbers[other] for other in names if other != name}
+    for name in names:
+        value = number_in(name)
+        others = {number_in(other) for other in names if other != name} if value in NO_LABEL_NUMBERS else set()
         # beside 1 and perhaps 0, or in -2 to 2, -1 is a value like the others
-        if not others <= {0, -numbers[name]} and not any(other is not None and other < 0 for other in others):
+        if value is not None and not others <= {0, -value} and all(each is None or each >= 0 for each in others):
             found.append(name)
     if not found or len(found) == len(names):
         return None

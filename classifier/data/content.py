@@ -116,9 +116,8 @@ def _line_at(content: bytes, place: int) -> int:
 def _about_nuls(content: bytes) -> str:
     """Return what to do about NULs: in UTF-16 they are one of the two bytes of many characters."""
     even, odd = content[::2].count(0), content[1::2].count(0)
-    name, is_usual = "utf-16-le" if odd else "utf-16-be", min(even, odd) == 0 and max(even, odd) > len(content) // 20
-    if is_usual:
-        return f"UTF-16 without a byte order mark: add --encoding {name}"
+    if min(even, odd) == 0 and max(even, odd) > len(content) // 20:
+        return f"UTF-16 without a byte order mark: add --encoding {'utf-16-le' if odd else 'utf-16-be'}"
     text = "if the file is text, add --encoding utf-8, which leaves NULs out"
     return f"{text}, or --encoding utf-16-le for UTF-16 without a byte order mark"
 

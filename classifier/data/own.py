@@ -223,25 +223,23 @@ def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) 
     label column; if all its labels are missing or -1, they are not needed.
     """
     parts, notes, count = [], [], 0
-    for table in tables:
+    labels_of = [[label.strip() for label in cells_of(each, columns["label"], is_optional=is_test)] for each in tables]
+    has_labels = not is_test or not {label_value(label) for labels in labels_of for label in {*labels}} <= {"", -1}
+    for table, labels in zip(tables, labels_of, strict=True):
         texts = cells_of(table, columns["text"])
-        labels = [label.strip() for label in cells_of(table, columns["label"], is_optional=is_test)]
         groups = cells_of(table, columns.get("group", []), is_optional=is_test)
         ids = cells_of(table, columns.get("id", ["id"]), is_optional="id" not in columns)
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
-        parts.append(Rows([table.place(row) for row in range(len(ids))], ids, texts, labels, groups))
-    has_labels = not is_test or not {label_value(label) for part in parts for label in {*part.labels}} <= {"", -1}
-    for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
-        has_text = [bool(text.strip()) for text in part.texts]
-        has_label = [bool(label) or not has_labels for label in part.labels]
-        without_text = [row for row, is_there in enumerate(has_text) if not is_there]
-        without_label = [row for row, is_there in enumerate(has_label) if has_text[row] and not is_there]
-        for what, missing in (("text", without_text), ("label", without_label)):
-            if missing:
+        without = ["" if text.strip() else "text" for text in texts]
+        if has_labels:
+            without = [what or ("" if label else "label") for what, label in zip(without, labels, strict=True)]
+        for what in ("text", "label"):
+            if missing := [row for row, each in enumerate(without) if each == what]:
                 rows = counted(len(missing), "row")
                 notes.append(f"{table.path}: left out {rows} without a {what}: {table.where(missing)}")
-        parts[number] = part.select([text and label for text, label in zip(has_text, has_label, strict=True)])
+        part = Rows([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
+        parts.append(part.select([not what for what in without]))
     if not any(part.texts for part in parts):
         what = "a text and a label" if has_labels else "a text"
         raise UserError(f"{tables[0].path}: no row has {what}: choose with --text_column and --label_column")

@@ -54,13 +54,13 @@ def main() -> None:
     number = len(rows["train"].texts)
     if 2 * len(labels) > number:
         tell(f"note: {len(labels):,} classes in {number:,} rows: if this is not the label column, pass --label_column")
-    splits = {split: own.number_labels(each, labels, split == "test") for split, each in rows.items()}
-    if "dev" not in splits:
-        train = splits.pop("train")
-        in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
-        splits = {"train": train.select(~in_dev), "dev": train.select(in_dev)} | splits
+    if "dev" not in rows:
+        train = rows.pop("train")
+        in_dev = own.choose_dev(own.number_labels(train, labels), names, options.dev_share, options.seed)
+        rows = {"train": train.select(~in_dev), "dev": train.select(in_dev)} | rows
         tell(f"dev: {in_dev.sum():,} of {counted(number, 'row')}, drawn at random (--dev takes a file instead)")
         files["dev"] = files["train"]
+    splits = {split: own.number_labels(each, labels, split == "test") for split, each in rows.items()}
     counts = np.bincount(splits["dev"].labels, minlength=len(names))
     few = [name for name, count in zip(names, counts, strict=True) if count < 5]
     if few:

@@ -68,12 +68,18 @@ def look(label: str) -> str:
 def label_notes(labels: Sequence[str], others: Iterable[str]) -> list[str]:
     """Return notes on the labels of the training rows; others: the labels of dev and test."""
     names = sorted(spellings(labels).values(), key=label_order)
-    found = [_merged(sorted({*labels, *others}, key=label_order)), _alike(names), _joined(names), _scores(names)]
-    return [note for note in (*found, _unlabelled(labels, names)) if note]
-
-
-def _listed(groups: list[str]) -> str:
-    return "; ".join(groups[:5]) + (f"; and {len(groups) - 5:,} more" if len(groups) > 5 else "")
+    merged = _groups(sorted({*labels, *others}, key=label_order), label_value, " and ")
+    alike = _groups(names, look, ", ")
+    found = [
+        merged and f"note: taken for one class: {merged}: to keep them apart, rename them",
+        alike
+        and f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {alike}. Each "
+        f"is a class of its own: if that is not meant, give them one spelling in the file",
+        _joined(names),
+        _scores(names),
+        _unlabelled(labels, names),
+    ]
+    return [note for note in found if note]
 
 
 def _shown(label: str) -> str:
@@ -83,26 +89,13 @@ def _shown(label: str) -> str:
     return label[:60].translate({ord(c): ascii(c)[1:-1] for c in hidden})
 
 
-def _groups(names: list[str], key: Callable[[str], int | str]) -> list[list[str]]:
-    """Return the names of which several have the same key, as they are shown."""
+def _groups(names: list[str], key: Callable[[str], int | str], between: str) -> str:
+    """Return, for a note, the first five groups of names with the same key; "" if there are none."""
     groups: dict[int | str, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(_shown(name))
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _merged(labels: list[str]) -> str | None:
-    merged = _listed([" and ".join(group) for group in _groups(labels, label_value)])
-    return f"note: taken for one class: {merged}: to keep them apart, rename them" if merged else None
-
-
-def _alike(names: list[str]) -> str | None:
-    if not (alike := _listed([", ".join(group) for group in _groups(names, look)])):
-        return None
-    return (
-        f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {alike}. Each is a "
-        f"class of its own: if that is not meant, give them one spelling in the file"
-    )
+    found = [between.join(group) for group in groups.values() if len(group) > 1]
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5:,} more" if len(found) > 5 else "")
 
 
 def _joined(names: list[str]) -> str | None:

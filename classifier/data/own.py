@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     labels: list[str]  # "" for none
     groups: list[str]  # empty without a group column
 
-    def select(self, rows: Sequence[bool]) -> "Rows":
+    def select(self, rows: Sequence[bool] | np.ndarray) -> "Rows":
         """Return the rows whose bool is true."""
         return Rows(*(list(compress(column, rows)) for column in self))
 
@@ -47,12 +47,6 @@ class Examples(NamedTuple):
     texts: list[str]
     labels: np.ndarray  # (rows,) int16; empty if no row has a label
     groups: list[str]
-
-    def select(self, rows: np.ndarray) -> "Examples":
-        """Return the rows whose bool is true."""
-        columns = self.places, self.ids, self.texts, self.groups
-        places, ids, texts, groups = (list(compress(column, rows)) for column in columns)
-        return Examples(places, ids, texts, self.labels[rows], groups)
 
 
 # -----------------------------------------------------------------------------

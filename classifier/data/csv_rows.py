@@ -30,16 +30,16 @@ def read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delimi
         if other:
             how = f"if that is wrong, add --delimiter {words[other]}"
             notes.append(f"{path}: read with the delimiter {words[delimiter]}: {how}")
-    if delimiter == "|" and MARKDOWN.match(text, start):
-        raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
     record = sum(1 for _ in LINE.finditer(text, hidden, start)) + 1
-    first = record + (hidden > 0), record
+    line, text = record + (hidden > 0), text[start:]
+    if delimiter == "|" and MARKDOWN.match(text):
+        raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
 
     def read(text: str, is_quoted: bool = True) -> Table | UserError:
         marked: list[int] = []
         hint = ": put a text that contains the delimiter in quotes, or set another --delimiter"
         try:
-            rows = _rows(path, text, start, *first, delimiter, is_quoted, marked)
+            rows = _rows(path, text, line, record, delimiter, is_quoted, marked)
             table = under_header(path, rows, no_header, hint=hint)
         except UserError as error:
             return error
@@ -66,19 +66,19 @@ def read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delimi
 
 
 def _rows(
-    path: Path, text: str, start: int, line: int, record: int, delimiter: str, is_quoted: bool, marked: list[int]
+    path: Path, text: str, line: int, record: int, delimiter: str, is_quoted: bool, marked: list[int]
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Yield each row with its line and its row in a spreadsheet.
 
     Args:
-        line, record: those of the row at start.
+        line, record: those of the first row.
         marked: the lines of byte order marks before rows are added to it; the marks are left out.
     """
     first, is_begun = line, False  # whether the reader is inside a row
 
     def lines() -> Iterator[str]:
         nonlocal is_begun
-        for match in LINE.finditer(text, start):
+        for match in LINE.finditer(text):
             content = match[0] if is_begun else match[0].lstrip(MARK)
             if len(content) < len(match[0]):
                 marked.append(line)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -107,31 +108,47 @@ def _is_json(text: str) -> bool:
 
 def _read_json(path: Path, text: str) -> Table:
     """Read objects, one per line or in an array, or in a list in the only object; each key is a column."""
-    decode, objects, lines, marked = json.JSONDecoder().raw_decode, [], array("q"), []
-    line, end = 1, 0
+    lines, marked = array("q"), list[int]()
+    columns = _columns(_objects(path, text, lines, marked))
+    if not lines:
+        raise UserError(f"{path} is empty: {EXPECTED}")
+    if len(lines) == 1 and (inside := _objects_inside(path, {name: cells[0] for name, cells in columns.items()})):
+        objects, notes = inside
+        columns = _columns(objects)
+        return Table(path, list(columns), list(columns.values()), range(1, len(objects) + 1), "row", notes=notes)
+    return Table(path, list(columns), list(columns.values()), lines, notes=about_marks(path, marked))
+
+
+def _objects(path: Path, text: str, lines: array, marked: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield a text's objects; add the line of each to lines, and to marked if a byte order mark is before it."""
+    decode, line, end = json.JSONDecoder().raw_decode, 1, 0
     while found := NEXT_OBJECT.search(text, end):
-        line += text.count("\n", end, found.start())
-        if MARK in text[end : found.start()]:
+        begin = found.start()
+        line += text.count("\n", end, begin)
+        if MARK in text[end:begin]:
             marked.append(line)
         try:
-            value, end = decode(text, found.start())
+            value, end = decode(text, begin)
         except (ValueError, RecursionError) as error:
             line, problem = getattr(error, "lineno", line), getattr(error, "msg", error)
             raise UserError(f"{path}, line {line}: not JSON: {problem}: {EXPECTED}") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {line}: {json.dumps(value):.40}: {EXPECTED}")
-        objects.append(value)
         lines.append(line)
-        line += text.count("\n", found.start(), end)
-    if not objects:
-        raise UserError(f"{path} is empty: {EXPECTED}")
-    inside = _objects_inside(path, objects[0]) if len(objects) == 1 else None
-    objects, notes = inside or (objects, about_marks(path, marked))
-    names = list(dict.fromkeys(chain.from_iterable(objects)))
-    cells = [[each.get(name) for each in objects] for name in names]
-    if inside:
-        return Table(path, names, cells, range(1, len(objects) + 1), "row", notes=notes)
-    return Table(path, names, cells, lines, notes=notes)
+        yield value
+        line += text.count("\n", begin, end)
+
+
+def _columns(objects: Iterable[dict[str, Any]]) -> dict[str, list]:
+    """Return the values of each key, None where an object does not have it."""
+    columns: dict[str, list] = {}
+    for number, each in enumerate(objects):
+        for name in each:
+            if name not in columns:
+                columns[name] = [None] * number
+        for name, column in columns.items():
+            column.append(each.get(name))
+    return columns
 
 
 def _objects_inside(path: Path, whole: dict[str, Any]) -> tuple[list[dict], tuple[str, ...]] | None:

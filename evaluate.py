@@ -38,7 +38,8 @@ from classifier.answers.models import (
     prepared_folder,
 )
 from classifier.data.dataset import Split, load_split
-from classifier.data.rows import counted, delimiter_named, listed
+from classifier.data.rows import delimiter_named
+from classifier.data.table import counted, listed
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
 

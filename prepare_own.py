@@ -16,6 +16,7 @@ from argparse import Namespace
 from contextlib import suppress
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from classifier.data import own
 from classifier.data.dataset import load_meta, load_split
 from classifier.data.labels import label_notes, label_value
 from classifier.data.prepare import prepare, source_name
-from classifier.data.rows import Table, counted, delimiter_named, read_lines, read_table
+from classifier.data.rows import ENDINGS, delimiter_named, read_lines, read_table
+from classifier.data.table import Table, counted
 from classifier.errors import UserError, tell
 from classifier.files import refuse_irregular, written_whole
 
@@ -33,9 +35,6 @@ UNBALANCED = """
 class_weights = "balanced"
 best_by = "macro_f1"
 """
-
-
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
 Tables = dict[str, list[Table]]  # split -> its files
 
 
@@ -45,24 +44,23 @@ def main() -> None:
     files = {"train": options.train, "dev": options.dev, "test": options.test}
     files = {split: paths for split, paths in files.items() if paths}
     refuse_irregular(config)
-    splits, text_columns = read_splits(files, options)
+    rows, text_columns = read_splits(files, options)
     if not options.overwrite:
         sources = source_name(files["train"]), source_name(files.get("dev", files["train"]))
         refuse_to_replace(folder, options.name, sources, text_columns)
-    labels, names = own.name_classes(splits["train"], options.labels)
-    others = chain(*(examples.labels for split, examples in splits.items() if split != "train"))
-    for note in label_notes(splits["train"].labels, others):
+    labels, names = own.name_classes(rows["train"], options.labels)
+    for note in label_notes(rows["train"].labels, chain(*(rows[split].labels for split in files if split != "train"))):
         tell(note)
-    rows = len(splits["train"].texts)
-    if 2 * len(labels) > rows:
-        tell(f"note: {len(labels):,} classes in {rows:,} rows: if this is not the label column, pass --label_column")
-    splits = {split: own.number_labels(examples, labels, split == "test") for split, examples in splits.items()}
-    if "dev" not in splits:
-        train = splits.pop("train")
-        in_dev = own.choose_dev(train, names, options.dev_share, options.seed)
-        splits = {"train": train.select(~in_dev), "dev": train.select(in_dev)} | splits
-        tell(f"dev: {in_dev.sum():,} of {counted(len(in_dev), 'row')}, drawn at random (--dev takes a file instead)")
+    number = len(rows["train"].texts)
+    if 2 * len(labels) > number:
+        tell(f"note: {len(labels):,} classes in {number:,} rows: if this is not the label column, pass --label_column")
+    if "dev" not in rows:
+        train = rows.pop("train")
+        in_dev = own.choose_dev(own.number_labels(train, labels), names, options.dev_share, options.seed)
+        rows = {"train": train.select(~in_dev), "dev": train.select(in_dev)} | rows
+        tell(f"dev: {in_dev.sum():,} of {counted(number, 'row')}, drawn at random (--dev takes a file instead)")
         files["dev"] = files["train"]
+    splits = {split: own.number_labels(each, labels, split == "test") for split, each in rows.items()}
     counts = np.bincount(splits["dev"].labels, minlength=len(names))
     few = [name for name, count in zip(names, counts, strict=True) if count < 5]
     if few:
@@ -83,8 +81,8 @@ def main() -> None:
     print(f"next: python finetune.py {config}")
 
 
-def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Examples], list[str]]:
-    """Return split -> examples, and the names of their text columns; print how the files were read."""
+def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[str, own.Rows], list[str]]:
+    """Return split -> rows, and the names of their text columns; print how the files were read."""
     if options.label_from_name:
         tables, columns, reasons = read_classes(files, options)
     else:
@@ -93,18 +91,17 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
     if note := own.other_labels_note(tables["train"][0], columns):
         tell(note)
     splits = {}
-    for split in files:
-        splits[split], notes = own.read_examples(tables[split], columns, split == "test")
-        for note in [*(note for table in tables[split] for note in table.notes), *notes]:
+    for split, of_split in tables.items():
+        splits[split], notes = own.read_examples(of_split, columns, split == "test")
+        for note in [*chain(*(table.notes for table in of_split)), *notes]:
             if options.strict:
                 raise UserError(f"{note} (--strict)")
             tell(note)
-    known = {label_value(label) for examples in splits.values() for label in {"", *examples.labels}}
+    known = {label_value(label) for rows in splits.values() for label in {"", *rows.labels}}
     for label in options.drop_label:
         if label_value(label) not in known:
             tell(f"note: no row is labelled {label!r} (--drop_label)")
-    splits = {split: own.drop_labels(split, examples, options.drop_label) for split, examples in splits.items()}
-    return splits, columns["text"]
+    return {split: own.drop_labels(split, rows, options.drop_label) for split, rows in splits.items()}, columns["text"]
 
 
 def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
@@ -115,12 +112,11 @@ def read_tables(files: dict[str, list[Path]], options: Namespace) -> tuple[Table
         named = {role: getattr(options, f"{role}_column") for role in ("text", "label", "id", "group")}
         return tables, *own.choose_columns(tables["train"][0], named)
     except UserError as error:
-        if "--encoding" in str(error) or not all(
-            path.is_file() and path.suffix not in TABLES for path in files["train"]
-        ):
+        are_lines = all(path.is_file() and path.suffix not in {*ENDINGS} - {".txt"} for path in files["train"])
+        if "--encoding" in str(error) or not are_lines:
             raise
-        how = "if each file has the texts of one class, a line each, pass them with --label_from_name"
-        raise UserError(f"{error}; or, {how}") from None
+        hint = "if each file has the texts of one class, a line each, pass them with --label_from_name"
+        raise UserError(f"{error}; or, {hint}") from None
 
 
 def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tables, own.Columns, str]:
@@ -135,15 +131,15 @@ def read_classes(files: dict[str, list[Path]], options: Namespace) -> tuple[Tabl
 
 
 def read_options() -> Namespace:
-    """Parse the command line and check what can be checked without reading a file."""
+    """Parse the command line."""
     parser = errors.argument_parser(__doc__)
     add = parser.add_argument
-    several = {"metavar": "FILE", "type": Path, "nargs": "+", "action": "extend"}
+    several: dict[str, Any] = {"metavar": "FILE", "type": Path, "nargs": "+", "action": "extend"}
     add("--train", **several, required=True, help="the file to train on; several are read as one")
     add("--dev", **several, help="the file to evaluate on (default: a share of --train)")
     add("--test", **several, help="a file to predict; it needs no labels")
     add("--name", required=True, help="the task's name, of a-z, 0-9, _ and -")
-    column = {"metavar": "COLUMN", "default": []}
+    column: dict[str, Any] = {"metavar": "COLUMN", "default": []}
     joined = "texts (default: found by name, as text); several columns are joined by line ends, in the order given: if "
     joined += "a text is too long, the first is cut first (the setting keep=first keeps the beginning)"
     add("--text_column", **column, nargs="+", help=joined)
@@ -153,22 +149,25 @@ def read_options() -> Namespace:
     add("--no_header", action="store_true", help="the first line is a row; the columns' names are 1, 2, 3 ...")
     by_name = "each line is a text, and the label is in the file's name, as in neg.txt and pos.txt"
     add("--label_from_name", action="store_true", help=by_name)
-    add(
-        "--delimiter",
-        metavar="CHARACTER",
-        type=delimiter_named,
-        help="comma, tab, semicolon, pipe or a character (default: detected)",
-    )
+    between = "comma, tab, semicolon, pipe or a character (default: detected)"
+    add("--delimiter", metavar="CHARACTER", type=delimiter_named, help=between)
     add("--quoting", choices=("csv", "none"), help="quotes are CSV's, or part of the texts (default: detected)")
     add("--encoding", metavar="NAME", help="of files that are not UTF-8 (or UTF-16 with a byte order mark), as cp1252")
     add("--strict", action="store_true", help="refuse files that need a note, as for rows without a text or label")
+    several_labels: dict[str, Any] = {"metavar": "LABEL", "type": str.strip, "nargs": "+", "default": []}
     drop = "leave out rows with these labels, as in --drop_label -1 n/a (rows without a label always are)"
-    add("--drop_label", metavar="LABEL", nargs="+", action="extend", default=[], help=drop)
-    add("--labels", metavar="LABEL", nargs="+", default=[], help="the classes' names, in order (default: the labels)")
+    add("--drop_label", **several_labels, action="extend", help=drop)
+    add("--labels", **several_labels, help="the classes' names, in order (default: the labels)")
     add("--dev_share", metavar="SHARE", type=float, default=0.1, help="dev's share without --dev (default: 0.1)")
     add("--seed", metavar="N", type=int, default=1337, help="draw other rows for dev (default: 1337)")
     add("--overwrite", action="store_true", help="replace config/finetune_NAME.py, and a data/NAME of other files")
     options = parser.parse_args()
+    check_options(options)
+    return options
+
+
+def check_options(options: Namespace) -> None:
+    """Raise a UserError for what can be refused without reading a file."""
     if not re.fullmatch("[a-z0-9_][a-z0-9_-]{,63}", options.name):
         raise UserError(f"--name {options.name}: use at most 64 of a-z, 0-9, _ and -, as in my-task")
     if Path(__file__).with_name(f"prepare_{options.name}.py").exists():
@@ -177,8 +176,8 @@ def read_options() -> Namespace:
         raise UserError(f"--dev_share must be above 0 and at most 0.5, not {options.dev_share}")
     if options.group_column and options.dev:
         raise UserError("--group_column only affects how dev is split off: remove it, or --dev")
-    columns = ("text_column", "label_column", "id_column", "group_column")
-    ignored = [name for name in (*columns, "no_header", "delimiter", "quoting") if getattr(options, name)]
+    of_columns = ("text_column", "label_column", "id_column", "group_column", "no_header", "delimiter", "quoting")
+    ignored = [name for name in of_columns if getattr(options, name)]
     if options.label_from_name and ignored:
         raise UserError(f"--label_from_name reads each line as a text, whole: remove --{ignored[0]}")
     if len(options.label_column) > 1:
@@ -186,11 +185,8 @@ def read_options() -> Namespace:
             f"--label_column {' '.join(options.label_column)}: a text has one class here, so pass one column: prepare "
             f"each with its own --name, or, if each text has just one of them, put its name into one column"
         )
-    options.drop_label = [label.strip() for label in options.drop_label]
-    options.labels = [label.strip() for label in options.labels]
     if options.labels and len(set(options.labels)) < max(len(options.labels), 2):
         raise UserError(f"--labels must name at least two classes, each once, not {' '.join(options.labels)}")
-    return options
 
 
 def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_columns: list[str]) -> None:

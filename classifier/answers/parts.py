@@ -26,17 +26,9 @@ from classifier.answers.report import (
     rank,
 )
 from classifier.data.own import Columns, cells_of, choose_columns, class_numbers
-from classifier.data.rows import (
-    ENDINGS,
-    WRITE_PACKED,
-    Table,
-    counted,
-    ending_to_write,
-    read_table,
-    texts_in,
-    visible_files,
-    write_table,
-)
+from classifier.data.rows import ENDINGS, read_table, texts_in, visible_files
+from classifier.data.table import Table, counted
+from classifier.data.write_rows import ending_of, ending_to_write, write_table
 from classifier.errors import UserError, tell
 from classifier.files import file_sha256, hold, to_disk, written_whole
 
@@ -198,7 +190,7 @@ def parts_of(files: list[Path], out: Path) -> list[Path] | None:
     parts = []
     for path in files:
         found = visible_files(path, "*") if path.is_dir() else [path]
-        known = sorted(each for each in found if _ending(each) in ENDINGS) if path.is_dir() else found
+        known = sorted(each for each in found if ending_of(each) in ENDINGS) if path.is_dir() else found
         if not known:
             raise UserError(
                 f"{path} has no files of a known format ({', '.join(ENDINGS)}), and no folders of .txt files"
@@ -210,7 +202,7 @@ def parts_of(files: list[Path], out: Path) -> list[Path] | None:
     if repeated:
         same = " and ".join(str(part) for part in parts if part.name == repeated[0])
         raise UserError(f"{same} have one name, and so would their answers: rename one, or use two folders")
-    if _ending(out) in ENDINGS and not out.is_dir():
+    if ending_of(out) in ENDINGS and not out.is_dir():
         raise UserError(f"several files are answered into a folder, and --predictions {out} names a file")
     if any(part.parent.resolve() == out.resolve() for part in parts):
         raise UserError("--predictions must name another folder than the one that is read")
@@ -219,10 +211,6 @@ def parts_of(files: list[Path], out: Path) -> list[Path] | None:
             raise UserError(f"{part}: {'a folder' if part.is_dir() else 'no such file'}")
         ending_to_write(out / part.name, Table(part, [], [], []), ())
     return parts
-
-
-def _ending(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
 
 
 def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes: int) -> None:

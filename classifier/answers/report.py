@@ -15,7 +15,7 @@ from classifier.answers.explain import Explanation
 from classifier.answers.models import Chunk, Classifier, example_text
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.data.dataset import Split, long_note
-from classifier.data.rows import counted
+from classifier.data.table import counted
 from classifier.errors import printable, tell
 from classifier.files import written_whole
 

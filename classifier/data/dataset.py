@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from classifier.data import tokenizer
-from classifier.data.rows import counted
+from classifier.data.table import counted
 from classifier.errors import UserError, did_you_mean
 from classifier.files import file_sha256
 
@@ -120,18 +120,17 @@ def load_split(folder: str | Path, split: str, meta: dict[str, Any] | None = Non
         raise UserError(f"{folder} has no {split!r} split, only {', '.join(meta['splits'])}{how}")
     part = meta["splits"][split]
     again = f"run `python {prepare_script(folder)}` again"
-    arrays = []
-    for field, dtype in FIELDS.items():
+
+    def read(field: str) -> np.ndarray:
         path = folder / f"{split}{field}"
-        if path.name not in part["files"]:
-            arrays.append(None)
-            continue
         if not path.is_file():
             raise UserError(f"{path} is missing: {again}")
         if file_sha256(path) != part["files"][path.name]:
             raise UserError(f"{path} does not fit meta.json: {again}")
-        arrays.append(_mapped(path, dtype))
-    return Split(split, *arrays)
+        return _mapped(path, FIELDS[field])
+
+    labels = read(".labels.bin") if f"{split}.labels.bin" in part["files"] else None
+    return Split(split, read(".bin"), read(".offsets.bin"), labels, read(".ids.txt"))
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:

@@ -4,12 +4,12 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-NO_LABEL = ("", "-", "–", "—", "?", "n/a", "#n/a", "na", "nan", "<na>", "none", "null", "unknown", "missing", "tbd")
-NO_LABEL += ("unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated")  # in lower case
+NO_LABEL = {"", *"- – — ? n/a #n/a na nan <na> none null unknown missing tbd".split()}  # in lower case
+NO_LABEL |= {"unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated"}
 NO_LABEL_NUMBERS = (-1, -99, -100, -999)  # -100 is what PyTorch's loss ignores
 LISTED = re.compile(r"\[.*\]|\(.*\)|\{.*\}")  # as Python and JSON write lists
 IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|[^\s,;|]+""")
@@ -26,7 +26,7 @@ def label_value(label: str) -> int | str:
 
 def spellings(labels: Iterable[str]) -> dict[int | str, str]:
     """Return label_value -> its most frequent spelling, of equals the shortest."""
-    counts, found = Counter(labels), {}
+    counts, found = Counter(labels), dict[int | str, str]()
     for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
         found.setdefault(label_value(label), label)
     return found
@@ -68,12 +68,18 @@ def look(label: str) -> str:
 def label_notes(labels: Sequence[str], others: Iterable[str]) -> list[str]:
     """Return notes on the labels of the training rows; others: the labels of dev and test."""
     names = sorted(spellings(labels).values(), key=label_order)
-    found = [_merged(sorted({*labels, *others}, key=label_order)), _alike(names), _joined(names), _scores(names)]
-    return [note for note in (*found, _unlabelled(labels, names)) if note]
-
-
-def _listed(groups: list[str]) -> str:
-    return "; ".join(groups[:5]) + (f"; and {len(groups) - 5:,} more" if len(groups) > 5 else "")
+    merged = _groups(sorted({*labels, *others}, key=label_order), label_value, " and ")
+    alike = _groups(names, look, ", ")
+    found = [
+        merged and f"note: taken for one class: {merged}: to keep them apart, rename them",
+        alike
+        and f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {alike}. Each "
+        f"is a class of its own: if that is not meant, give them one spelling in the file",
+        _joined(names),
+        _scores(names),
+        _unlabelled(labels, names),
+    ]
+    return [note for note in found if note]
 
 
 def _shown(label: str) -> str:
@@ -83,25 +89,13 @@ def _shown(label: str) -> str:
     return label[:60].translate({ord(c): ascii(c)[1:-1] for c in hidden})
 
 
-def _merged(labels: list[str]) -> str | None:
+def _groups(names: list[str], key: Callable[[str], int | str], between: str) -> str:
+    """Return, for a note, the first five groups of names with the same key; "" if there are none."""
     groups: dict[int | str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(label_value(label), []).append(_shown(label))
-    merged = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    return f"note: taken for one class: {_listed(merged)}: to keep them apart, rename them" if merged else None
-
-
-def _alike(names: list[str]) -> str | None:
-    groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(look(name), []).append(_shown(name))
-    alike = [", ".join(group) for group in groups.values() if len(group) > 1]
-    if not alike:
-        return None
-    return (
-        f"note: labels that differ only in case, spaces, Unicode form or invisible characters: {_listed(alike)}. Each "
-        f"is a class of its own: if that is not meant, give them one spelling in the file"
-    )
+        groups.setdefault(key(name), []).append(_shown(name))
+    found = [between.join(group) for group in groups.values() if len(group) > 1]
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5:,} more" if len(found) > 5 else "")
 
 
 def _joined(names: list[str]) -> str | None:
@@ -160,12 +154,12 @@ def _scores(names: list[str]) -> str | None:
 
 def _unlabelled(labels: Sequence[str], names: list[str]) -> str | None:
     """Return a note on labels that often mean "no label"."""
-    numbers = {name: number_in(name) for name in names}
     found = [name for name in names if look(name) in NO_LABEL]
-    for name in (name for name in names if numbers[name] in NO_LABEL_NUMBERS):
-        others = {numbers[other] for other in names if other != name}
+    for name in names:
+        value = number_in(name)
+        others = {number_in(other) for other in names if other != name} if value in NO_LABEL_NUMBERS else set()
         # beside 1 and perhaps 0, or in -2 to 2, -1 is a value like the others
-        if not others <= {0, -numbers[name]} and not any(other is not None and other < 0 for other in others):
+        if value is not None and not others <= {0, -value} and all(each is None or each >= 0 for each in others):
             found.append(name)
     if not found or len(found) == len(names):
         return None

@@ -8,13 +8,15 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import chain, compress
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from classifier.data.labels import class_numbers, label_order, label_value, look, number_in, spellings
-from classifier.data.rows import USUAL_NAMES, Table, counted, read_table
+from classifier.data.rows import read_table
+from classifier.data.table import USUAL_NAMES, Table, counted
 from classifier.errors import UserError, tell
 
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
@@ -23,18 +25,28 @@ MAX_CLASSES = 2**15  # class numbers are int16
 Columns = dict[str, list[str]]  # "text", "label", "id", "group" -> the names of its columns
 
 
-class Examples(NamedTuple):
-    """Rows with a text; every list has one element per row."""
+class Rows(NamedTuple):
+    """Rows with a text, as read; every list has one element per row."""
 
     places: list[str]  # "my.csv, line 2"
     ids: list[str]
     texts: list[str]
-    labels: Sequence | None  # as in the file, "" for none; once numbered int16, or None if no row has one
+    labels: list[str]  # "" for none
     groups: list[str]  # empty without a group column
 
-    def select(self, rows: Sequence[bool]) -> "Examples":
+    def select(self, rows: Sequence[bool] | np.ndarray) -> "Rows":
         """Return the rows whose bool is true."""
-        return Examples(*(list(compress(column, rows)) for column in self))
+        return Rows(*(list(compress(column, rows)) for column in self))
+
+
+class Examples(NamedTuple):
+    """Rows whose labels are class numbers."""
+
+    places: list[str]
+    ids: list[str]
+    texts: list[str]
+    labels: np.ndarray  # (rows,) int16; empty if no row has a label
+    groups: list[str]
 
 
 # -----------------------------------------------------------------------------
@@ -156,31 +168,25 @@ def labels_of_names(paths: list[Path], classes: Collection[str] = ()) -> list[st
     rt-polarity.neg.txt and rt-polarity.pos.txt have neg and pos. Names are compared part by part, as not_spam.txt and
     spam.txt show.
     """
+    if classes:
+        return [_class_in_name(path, classes) for path in paths]
     names = [re.sub(r"(?<=.)(\.(txt|gz|zip|bz2|xz))+$", "", path.name) for path in paths]
-    names = [re.split(r"([._\s-]+)", name) for name in names]  # parts, and what is between them
-    first, last = (_shared([name[::step] for name in names]) for step in (1, -1))
-    labels = ["".join(name[first : len(name) - last]) for name in names]
-    if not classes and len(set(labels)) == 1:
+    parts = [re.split(r"([._\s-]+)", name) for name in names]
+    for _ in range(2):  # what they share at the beginning is left out, then at the end
+        shared = min(len(commonprefix(parts)), *(len(each) - 1 for each in parts))
+        parts = [each[shared:][::-1] for each in parts]
+    labels = ["".join(each).strip("._- ") for each in parts]
+    if len(set(labels)) == 1:
         raise UserError(f"{paths[0].name}: no other class: pass a file for each, as --train neg.txt pos.txt")
-    if set(labels) <= set(classes or labels):
-        return labels
-    return [_class_in_name(path, classes) for path in paths]
-
-
-def _shared(names: list[list[str]]) -> int:
-    """Return how many parts at the beginning are the same in all names; one part of each is left."""
-    number = 0
-    while number + 1 < min(map(len, names)) and len({tuple(name[: number + 2]) for name in names}) == 1:
-        number += 2  # a part, and what is behind it
-    return number
+    return labels
 
 
 def _class_in_name(path: Path, classes: Collection[str]) -> str:
     """Return the one of the classes that is a part of a file's name, and of no other class in it."""
     found = [name for name in classes if re.search(rf"(?<![^._\s-]){re.escape(name)}(?![^._\s-])", path.name)]
-    found = [name for name in found if not any(name in other for other in found if other != name)]
+    found = sorted(name for name in found if not any(name in other for other in found if other != name))
     if len(found) != 1:
-        problem = f"its name has {' and '.join(sorted(found))}" if found else "its name has none"
+        problem = f"its name has {' and '.join(found) or 'none'}"
         raise UserError(f"{path}: {problem} of the classes {', '.join(sorted(classes))[:200]!r}: rename it")
     return found[0]
 
@@ -204,36 +210,34 @@ def cells_of(table: Table, names: list[str], is_optional: bool = False) -> list[
     return columns[0] if len(columns) == 1 else [row_text(row) for row in zip(*columns, strict=True)]
 
 
-def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) -> tuple[Examples, list[str]]:
+def read_examples(tables: list[Table], columns: Columns, is_test: bool = False) -> tuple[Rows, list[str]]:
     """Return the rows of all tables that have a text and a label, and notes about the others.
 
     Ids are those of the column `id` unless another is named; rows without one are numbered. A test file may lack the
     label column; if all its labels are missing or -1, they are not needed.
     """
     parts, notes, count = [], [], 0
-    for table in tables:
+    labels_of = [[label.strip() for label in cells_of(each, columns["label"], is_optional=is_test)] for each in tables]
+    has_labels = not is_test or not {label_value(label) for labels in labels_of for label in {*labels}} <= {"", -1}
+    for table, labels in zip(tables, labels_of, strict=True):
         texts = cells_of(table, columns["text"])
-        labels = [label.strip() for label in cells_of(table, columns["label"], is_optional=is_test)]
         groups = cells_of(table, columns.get("group", []), is_optional=is_test)
         ids = cells_of(table, columns.get("id", ["id"]), is_optional="id" not in columns)
         ids = [" ".join(id.split()) or str(number) for number, id in enumerate(ids, start=count + 1)]
         count += len(ids)
-        parts.append(Examples([table.place(row) for row in range(len(ids))], ids, texts, labels, groups))
-    has_labels = not is_test or not {label_value(label) for part in parts for label in {*part.labels}} <= {"", -1}
-    for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
-        has_text = [bool(text.strip()) for text in part.texts]
-        has_label = [bool(label) or not has_labels for label in part.labels]
-        without_text = [row for row, is_there in enumerate(has_text) if not is_there]
-        without_label = [row for row, is_there in enumerate(has_label) if has_text[row] and not is_there]
-        for what, missing in (("text", without_text), ("label", without_label)):
-            if missing:
+        without = ["" if text.strip() else "text" for text in texts]
+        if has_labels:
+            without = [what or ("" if label else "label") for what, label in zip(without, labels, strict=True)]
+        for what in ("text", "label"):
+            if missing := [row for row, each in enumerate(without) if each == what]:
                 rows = counted(len(missing), "row")
                 notes.append(f"{table.path}: left out {rows} without a {what}: {table.where(missing)}")
-        parts[number] = part.select([text and label for text, label in zip(has_text, has_label, strict=True)])
+        part = Rows([table.place(row) for row in range(len(ids))], ids, texts, labels, groups)
+        parts.append(part.select([not what for what in without]))
     if not any(part.texts for part in parts):
         what = "a text and a label" if has_labels else "a text"
         raise UserError(f"{tables[0].path}: no row has {what}: choose with --text_column and --label_column")
-    return Examples(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
+    return Rows(*(list(chain(*column)) for column in zip(*parts, strict=True))), notes
 
 
 def read_course_file(path: Path, columns: Columns, labels: list[str], is_test: bool = False) -> Examples:
@@ -241,49 +245,49 @@ def read_course_file(path: Path, columns: Columns, labels: list[str], is_test: b
     table = read_table(path)
     for note in table.notes:
         tell(note)
-    examples, notes = read_examples([table], columns, is_test)
+    rows, notes = read_examples([table], columns, is_test)
     if notes:
         raise UserError(notes[0])
-    return number_labels(examples, labels, is_test)
+    return number_labels(rows, labels, is_test)
 
 
 # -----------------------------------------------------------------------------
 # classes
 
 
-def drop_labels(split: str, examples: Examples, unwanted: list[str]) -> Examples:
-    """Return the examples without those of the unwanted labels, and tell which are left out.
+def drop_labels(split: str, rows: Rows, unwanted: list[str]) -> Rows:
+    """Return the rows without those of the unwanted labels, and tell which are left out.
 
     If no row of the test split would be left, it is unlabelled instead.
     """
     values = set(map(label_value, unwanted))
-    dropped = {label for label in set(examples.labels) if label_value(label) in values}
-    is_dropped = [label in dropped for label in examples.labels]
+    dropped = {label for label in set(rows.labels) if label_value(label) in values}
+    is_dropped = [label in dropped for label in rows.labels]
     if not dropped:
-        return examples
+        return rows
     if all(is_dropped):
         if split == "test":
-            return examples._replace(labels=[""] * len(is_dropped))
+            return rows._replace(labels=[""] * len(is_dropped))
         raise UserError(f"no row of {split} is left: --drop_label names all its labels")
-    places = list(compress(examples.places, is_dropped))
+    places = list(compress(rows.places, is_dropped))
     file, names = places[0].rpartition(", ")[0], ", ".join(map(repr, sorted(dropped, key=label_order)))
     first = "; ".join([places[0], *(place.removeprefix(f"{file}, ") for place in places[1:5])])
     more = "; ..." if len(places) > 5 else ""
     tell(f"{split}: left out {counted(len(places), 'row')} labelled {names:.200}: {first}{more}")
-    return examples.select([not each for each in is_dropped])
+    return rows.select([not each for each in is_dropped])
 
 
-def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list[str]]:
+def name_classes(rows: Rows, wanted: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels of the training file in the order of their class numbers, and the classes' names.
 
     wanted: --labels, which are the labels in another order, or names for labels that are numbers; or empty.
     """
-    for label in sorted(set(examples.labels)):
+    for label in sorted(set(rows.labels)):
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", label):
-            raise UserError(f"{_place(examples, label)}: the label {label[:40]!r} has control characters: rename it")
-    spelled = spellings(examples.labels)
+            raise UserError(f"{_place(rows, label)}: the label {label[:40]!r} has control characters: rename it")
+    spelled = spellings(rows.labels)
     labels = sorted(spelled.values(), key=label_order)
-    path, number = examples.places[0].rpartition(", ")[0], len(labels)
+    path, number = rows.places[0].rpartition(", ")[0], len(labels)
     if not 2 <= number <= MAX_CLASSES:
         problem = f"every label is {labels[0]!r}" if number == 1 else f"{number:,} different labels"
         limits = f"there must be 2 to {MAX_CLASSES:,} classes"
@@ -295,24 +299,24 @@ def name_classes(examples: Examples, wanted: list[str]) -> tuple[list[str], list
     raise UserError(f"--labels must list all {number} labels of {path}, in any order: {', '.join(labels)[:200]!r}")
 
 
-def number_labels(examples: Examples, classes: list[str], is_test: bool = False) -> Examples:
-    """Return the examples with class numbers as labels, int16; with None if a test file has no labels or only -1."""
-    numbers = class_numbers(examples.labels, classes)
-    unknown = list(compress(examples.labels, numbers < 0))
+def number_labels(rows: Rows, classes: list[str], is_test: bool = False) -> Examples:
+    """Return the rows with class numbers as labels; without any if a test file has no labels or only -1."""
+    numbers = class_numbers(rows.labels, classes)
+    unknown = list(compress(rows.labels, numbers < 0))
     if is_test and len(unknown) == len(numbers) and set(map(label_value, set(unknown))) <= {"", -1}:
-        return examples._replace(labels=None)
-    if unknown:
+        numbers = numbers[:0]
+    elif unknown:
         label = unknown[0]
         problem = f"the label {label[:60]!r} is not among {', '.join(classes)[:200]!r}"
         advice = f"correct it, or leave such rows out with prepare_own.py's --drop_label {shlex.quote(label[:60])}"
         if alike := [name for name in classes if look(name) == look(label)]:
             advice = f"it looks like {alike[0][:60]!r}: give them one spelling in the files"
-        raise UserError(f"{_place(examples, label)}: {problem}: {advice}")
-    return examples._replace(labels=numbers)
+        raise UserError(f"{_place(rows, label)}: {problem}: {advice}")
+    return Examples(rows.places, rows.ids, rows.texts, numbers, rows.groups)
 
 
-def _place(examples: Examples, label: str) -> str:
-    return examples.places[examples.labels.index(label)]
+def _place(rows: Rows, label: str) -> str:
+    return rows.places[rows.labels.index(label)]
 
 
 # -----------------------------------------------------------------------------
@@ -358,8 +362,8 @@ def _connected(sentences: np.ndarray, groups: list[str]) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    groups = np.unique(groups, return_inverse=True)[1] + len(sentences)
-    edges = coo_array((np.ones(len(groups)), (sentences, groups)), shape=(groups.max() + 1,) * 2)
+    numbers = np.unique(groups, return_inverse=True)[1] + len(sentences)
+    edges = coo_array((np.ones(len(numbers)), (sentences, numbers)), shape=(numbers.max() + 1,) * 2)
     return connected_components(edges, directed=False)[1][sentences]
 
 
@@ -384,10 +388,9 @@ def _choose_groups(labels: np.ndarray, group_of_row: np.ndarray, share: float, s
     return best
 
 
-def count_repeats(sentences: np.ndarray, labels: Sequence[int] | None) -> tuple[int, int]:
+def count_repeats(sentences: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     """Return how many sentences, (rows,) hashes, are in several rows, and how many of them with different labels."""
-    if labels is None:
-        labels = [None] * len(sentences)
     rows = Counter(sentences.tolist())
-    different = Counter(sentence for sentence, _ in set(zip(sentences.tolist(), labels, strict=True)))
+    labelled = set(zip(sentences.tolist(), labels.tolist(), strict=False))  # empty without labels
+    different = Counter(sentence for sentence, _ in labelled)
     return sum(count > 1 for count in rows.values()), sum(count > 1 for count in different.values())

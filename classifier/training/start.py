@@ -8,7 +8,7 @@ import torch
 
 from classifier import distributed
 from classifier.data.dataset import Split, count_longer, load_meta, load_split, long_note, training_files
-from classifier.data.rows import counted
+from classifier.data.table import counted
 from classifier.data.tokenizer import check_vocabulary, encode_label_words, encode_prompt
 from classifier.errors import UserError, tell
 from classifier.gpt2 import HUB_NAMES, load_gpt2

@@ -18,7 +18,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,25 +32,37 @@ from classifier.answers.models import (
     Classifier,
     answer_split,
     answer_texts,
+    labels_of,
     load_all,
     log_probabilities,
     predict_all,
     prepared_folder,
 )
+from classifier.answers.tally import Ranked, Tally, classes_to_keep, columns_of_answers, rank, tally_of
 from classifier.data.dataset import Split, load_split
-from classifier.data.rows import counted, delimiter_named, listed
+from classifier.data.rows import Table, counted, delimiter_named, listed, write_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
+from classifier.files import written_whole
 
 SUBMISSION_SPLITS = ["dev", "test"]
 # what a call does: one of the first four, or else a report on --split; and the options that go with it
-WRITTEN = ["predictions", "overwrite", "top", "min_confidence"]
 GOES_WITH = {
     "info": [],
     "text": ["explain", "min_confidence"],
-    "file": [*WRITTEN, "text_column", "label_column", "no_labels", "no_header", "delimiter", "quoting", "encoding"],
+    "file": ["predictions", "overwrite", *parts.OPTIONS],
     "calibrate": ["data_dir", "overwrite"],
-    "split": [*WRITTEN, "data_dir", "plots", "submission", "compare", "errors"],
+    "split": [
+        "predictions",
+        "overwrite",
+        "top",
+        "min_confidence",
+        "data_dir",
+        "plots",
+        "submission",
+        "compare",
+        "errors",
+    ],
 }
 
 
@@ -69,10 +81,8 @@ def main() -> None:
         classify_texts(classifiers, arguments)
         return
     others, _ = load_all(arguments.compare, arguments.device, arguments.dtype)
-    names = [arguments.split]
-    if arguments.submission:
-        names += [name for name in SUBMISSION_SPLITS if name != arguments.split]
-    folder = prepared_folder(classifiers + others, arguments.data_dir, names)
+    names = dict.fromkeys([arguments.split, *(SUBMISSION_SPLITS if arguments.submission else [])])
+    folder = prepared_folder(classifiers + others, arguments.data_dir, list(names))
     splits = {name: load_split(folder, name) for name in names}
     check_outputs(arguments, classifiers)
     for classifier in classifiers:
@@ -94,7 +104,7 @@ def check_outputs(arguments: Namespace, classifiers: list[Classifier]) -> None:
 
         files += [arguments.plots / name for name in OF_A_SPLIT]
     if arguments.submission:
-        files += submission_paths(arguments.submission, classifiers).values()
+        files += [submission_path(arguments.submission, classifiers, split) for split in SUBMISSION_SPLITS]
     for path in files:
         if path.exists() and not arguments.overwrite:
             raise UserError(f"{path} exists already: move it, or add --overwrite")
@@ -112,48 +122,58 @@ def report_on_split(
     classifiers: list[Classifier], others: list[Classifier], splits: dict[str, Split], arguments: Namespace
 ) -> None:
     """Write the files that were asked for, and print how good the answers on --split are."""
-    split, label_names = splits[arguments.split], classifiers[0].label_names
-    if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
-        raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
-    least, top = arguments.min_confidence or 0.0, report.classes_to_keep(label_names, arguments.top)
+    split, names, least = splits[arguments.split], classifiers[0].label_names, arguments.min_confidence
+    if arguments.compare or arguments.errors or arguments.plots:
+        labels_of(split)  # refuses a split without labels before it is answered
 
-    def ranked_answers(models: list[Classifier], split: Split) -> tuple[report.Ranked, report.Tally]:
-        return report.rank(answer_split(models, split), len(split), split.labels, top, least)
+    def ranked_answers(models: list[Classifier], split: Split) -> tuple[Ranked, Tally]:
+        top = classes_to_keep(names, arguments.top)
+        return rank(answer_split(models, split), len(split), split.labels, top, least)
 
     answers = {name: ranked_answers(classifiers, each) for name, each in splits.items()}
     ranked, tally = answers[split.name]
     if arguments.submission:
-        for name, path in submission_paths(arguments.submission, classifiers).items():
-            report.write_submission(path, splits[name], answers[name][0].classes[:, 0])
-            print(f"wrote {path}")
+        for name in SUBMISSION_SPLITS:
+            path = submission_path(arguments.submission, classifiers, name)
+            write_submission(path, splits[name], answers[name][0])
     if arguments.predictions:
-        columns = report.columns_of_answers(ranked, label_names, arguments.top, least)
-        report.write_predictions(arguments.predictions, split, columns, label_names)
+        columns = columns_of_answers(ranked, names, arguments.top, least)
+        if f"p_{names[0]}" in columns:
+            del columns["confidence"]
+        labels = [""] * len(split) if split.labels is None else [names[label] for label in split.labels]
+        examples = Table(arguments.predictions, ["id", "label"], [split.ids(), labels], [])
+        write_table(arguments.predictions, ".csv", examples, columns)
         print(f"wrote {arguments.predictions}")
     if arguments.plots:
         from classifier.answers.plots import OF_A_SPLIT
 
         for name, draw in OF_A_SPLIT.items():
-            draw(arguments.plots / name, tally, label_names, split.name)
+            draw(arguments.plots / name, tally, names, split.name)
             print(f"wrote {arguments.plots / name}")
-    report.print_report(tally, label_names, split.name, least)
+    report.print_report(tally, names, split.name, least)
     for note in report.notes_on_longer(classifiers, tally):
         errors.tell(note)
     if arguments.compare:
         report.print_comparison(ranked, ranked_answers(others, split)[0], split, " + ".join(arguments.compare))
     if arguments.errors:
-        report.print_errors(arguments.errors, ranked, split, label_names)
+        report.print_errors(arguments.errors, ranked, split, names)
 
 
-def submission_paths(folder: Path, classifiers: list[Classifier]) -> dict[str, Path]:
-    """Return split -> the CS224N project's file name."""
-    task = classifiers[0].saved["data"]["task"]
-    return {split: folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS}
+def submission_path(folder: Path, classifiers: list[Classifier], split: str) -> Path:
+    return folder / f"finetune-{classifiers[0].saved['data']['task']}-{split}-out.csv"
+
+
+def write_submission(path: Path, split: Split, ranked: Ranked) -> None:
+    """Write predictions as the CS224N project's script does, with the blanks at the ends of its lines."""
+    with written_whole(path, "w") as f:
+        f.write("id \t Predicted_Sentiment \n")
+        f.writelines(f"{id}, {label} \n" for id, label in zip(split.ids(), ranked.classes[:, 0], strict=True))
+    print(f"wrote {path}")
 
 
 def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split) -> None:
     """Fit a temperature on the dev split, and write the checkpoint again with its head divided by the temperature."""
-    found = calibrate(predict_all([classifier], dev), dev.labels)
+    found = calibrate(predict_all([classifier], dev), labels_of(dev))
     report.print_calibration(found)
     before, after = found["before"]["loss"], found["cross_validated"]["loss"]
     if after > before:
@@ -162,8 +182,8 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
             f"{path} was not written: keep {classifier.path}, or calibrate on a larger dev split"
         )
     with torch.no_grad():
-        classifier.model.head.weight /= found["temperature"]
-        classifier.model.head.bias /= found["temperature"]
+        for parameter in classifier.model.head.parameters():
+            parameter.div_(found["temperature"])
     run = classifier.saved["run"] | {"calibration": found | {"folder": folder}}
     checkpoint.save(path, classifier.model, **classifier.saved | {"run": run})
     errors.tell(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
@@ -176,7 +196,9 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
 def classify_texts(classifiers: list[Classifier], arguments: Namespace) -> None:
     """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
     first, names, words = classifiers[0], classifiers[0].label_names, arguments.text
-    blank, unreadable, tally = [], [], report.Tally()
+    blank: list[int] = []
+    unreadable: list[int] = []
+    tally = Tally()
     at_once = 1 if sys.stdin.isatty() else 256  # a person who types waits for an answer to each line
     if words != ["-"]:
         texts = iter([first.join_columns(words)])
@@ -187,10 +209,10 @@ def classify_texts(classifiers: list[Classifier], arguments: Namespace) -> None:
         texts = decode_lines(sys.stdin.buffer, blank, unreadable)
     print(report.answer_header(names))
     while some := list(islice(texts, at_once)):
-        for chunk in answer_texts(classifiers, some):
-            tally += report.tally_of(chunk)
+        for chunk in list(answer_texts(classifiers, some)):  # a list: its progress bar ends before lines are printed
+            tally += tally_of(chunk)
             for row, probabilities in zip(chunk.rows, chunk.log_probabilities.exp().numpy(), strict=True):
-                print(report.answer_row(some[row], probabilities, names, arguments.min_confidence or 0.0), flush=True)
+                print(report.answer_row(some[row], probabilities, names, arguments.min_confidence), flush=True)
                 if arguments.explain:
                     report.print_explanation(explain(some[row], partial(log_probabilities, classifiers)), names)
     for note in report.notes_on_longer(classifiers, tally):
@@ -229,8 +251,7 @@ def answer_files(arguments: Namespace) -> None:
     classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
     if process == 0:
         print(machine, flush=True)
-    options = {name: getattr(arguments, name) for name in GOES_WITH["file"] if name not in ("predictions", "overwrite")}
-    job = parts.Job(classifiers, arguments, options | {"dtype": str(classifiers[0].dtype)}, set())
+    job = parts.Job(classifiers, arguments, cache(errors.tell))
     if files:
         parts.answer_parts(job, files, arguments.predictions, process, processes)
     else:
@@ -244,31 +265,28 @@ def answer_files(arguments: Namespace) -> None:
 
 def parse_arguments() -> Namespace:
     parser = errors.argument_parser(__doc__)
-    add, files = parser.add_argument, {"nargs": "+", "metavar": "FILE"}
-    add("--ckpt", **files, default=["out/best.pt"], help="several answer as their mean (default: out/best.pt)")
+    add = parser.add_argument
+    add_files = partial(add, nargs="+", metavar="FILE")
+    add_files("--ckpt", default=["out/best.pt"], help="several answer as their mean (default: out/best.pt)")
     add("--data_dir", metavar="DIR", help="prepared folder (default: the one of training)")
     add("--split", default="dev", help="train, dev or test (default: %(default)s)")
-    add("--compare", **files, default=[], help="test the difference to another checkpoint, or the mean of several")
+    add_files("--compare", default=[], help="test the difference to another checkpoint, or the mean of several")
     add("--errors", type=int, metavar="N", help="list the N most confident mistakes")
     add("--plots", metavar="DIR", type=Path, help="draw the confusion matrix, and accuracy by confidence")
     add("--predictions", metavar="FILE", type=Path, help="write each example's prediction as CSV; the output of --file")
     add("--top", type=int, metavar="K", help="in --predictions the K most probable classes (default: all, of many 5)")
-    add("--min_confidence", type=float, metavar="X", help="leave predictions of a lower confidence empty")
+    add("--min_confidence", type=float, metavar="X", default=0.0, help="leave predictions of a lower confidence empty")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", metavar="FILE", type=Path, help="fit a temperature on dev; write a calibrated checkpoint")
     add("--overwrite", action="store_true", help="let output files be replaced")
-    add("--file", **files, type=Path, help="classify every row of a file; of several files or a folder into a folder")
-    column = {"metavar": "COLUMN", "default": []}
-    add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name)")
-    add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
+    add_files("--file", type=Path, help="classify every row of a file; of several files or a folder into a folder")
+    add_column = partial(add, metavar="COLUMN", default=[])
+    add_column("--text_column", nargs="+", help="of --file: the texts (default: found by name)")
+    add_column("--label_column", nargs=1, help="of --file: labels to compare with (default: found by name)")
     add("--no_labels", action="store_true", help="of --file: compare with no labels")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
-    add(
-        "--delimiter",
-        metavar="CHARACTER",
-        type=delimiter_named,
-        help="of --file: comma, tab, semicolon, pipe (default: detected)",
-    )
+    delimiters = "of --file: comma, tab, semicolon, pipe (default: detected)"
+    add("--delimiter", metavar="CHARACTER", type=delimiter_named, help=delimiters)
     add("--quoting", choices=("csv", "none"), help="of --file: CSV's quotes, or none (default: detected)")
     add("--encoding", metavar="NAME", help="of --file, if it is not UTF-8, as in cp1252")
     add("--text", nargs="+", help="classify one text, a part for each text column; - reads a text a line from stdin")
@@ -278,32 +296,31 @@ def parse_arguments() -> Namespace:
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="default: %(default)s")
     arguments = parser.parse_args()
     refuse_what_is_ignored(arguments, parser)
-    if arguments.errors is not None and arguments.errors < 1:
-        raise UserError(f"--errors must be 1 or more, not {arguments.errors}")
+    check_values(arguments)
+    return arguments
+
+
+def check_values(arguments: Namespace) -> None:
+    """Raise a UserError for options that are out of range, contradict others or lack one."""
+    for name, value in {"errors": arguments.errors, "top": arguments.top}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be 1 or more, not {value}")
+    if not 0 <= arguments.min_confidence <= 1:
+        raise UserError(f"--min_confidence must be from 0 to 1, not {arguments.min_confidence}")
     if arguments.calibrate and arguments.ckpt[1:]:
         raise UserError("--calibrate takes one --ckpt: run it for each")
     if arguments.file and not arguments.predictions:
         raise UserError("--file needs --predictions FILE, the file or folder to write")
-    check_answers(arguments)
+    if (arguments.top or arguments.min_confidence) and not (arguments.predictions or arguments.text):
+        raise UserError("--top and --min_confidence need --predictions FILE, the file to write")
+    if arguments.no_labels and arguments.label_column:
+        raise UserError("--no_labels and --label_column exclude each other: leave out one of them")
     outputs = {path.resolve() for path in (arguments.calibrate, arguments.predictions) if path}
     if outputs & {Path(path).resolve() for path in (*arguments.ckpt, *(arguments.file or []))}:
         raise UserError("--predictions and --calibrate must name another file than the one that is read")
     text = "".join(arguments.text or [])
     if arguments.text and (not text.strip() or text != text.encode(errors="ignore").decode()):
         raise UserError('the text is blank or not valid UTF-8: give another, as in --text "A lovely film."')
-    return arguments
-
-
-def check_answers(arguments: Namespace) -> None:
-    """Raise a UserError for options of the answers that are out of range or contradict others."""
-    if arguments.top is not None and arguments.top < 1:
-        raise UserError(f"--top must be 1 or more, not {arguments.top}")
-    if arguments.min_confidence is not None and not 0 <= arguments.min_confidence <= 1:
-        raise UserError(f"--min_confidence must be from 0 to 1, not {arguments.min_confidence}")
-    if (arguments.top or arguments.min_confidence) and not (arguments.predictions or arguments.text):
-        raise UserError("--top and --min_confidence need --predictions FILE, the file to write")
-    if arguments.no_labels and arguments.label_column:
-        raise UserError("--no_labels and --label_column exclude each other: leave out one of them")
 
 
 def refuse_what_is_ignored(arguments: Namespace, parser: ArgumentParser) -> None:

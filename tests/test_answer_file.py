@@ -22,6 +22,7 @@ import app
 from classifier.answers import report
 from classifier.answers.calibration import calibration_error
 from classifier.answers.models import Chunk, Classifier, log_probabilities
+from classifier.answers.tally import Tally, tally_of
 from classifier.data.own import choose_columns, class_numbers
 from classifier.data.rows import read_table
 
@@ -221,7 +222,10 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
         assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
     printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
-    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows,\n  line 2\n" in printed
+    assert (
+        "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows of others.csv, line 2\n"
+        in unwrapped(printed)
+    )
     assert "\nlabels to compare with: 1 of 2 rows\n" in printed
     assert not (place / "out.csv").exists()
 
@@ -238,10 +242,10 @@ def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
     random, names = np.random.default_rng(0), ["low", "middle", "high"]
     found = torch.from_numpy(random.normal(size=(1000, 3))).log_softmax(-1)
     labels = np.where(random.random(1000) < 0.1, -1, random.integers(3, size=1000)).astype(np.int16)
-    parts = [report.tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
-    tally = report.Tally()
+    parts = [tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
+    tally = Tally()
     for part in parts:
-        tally += report.Tally.from_json(json.loads(json.dumps(part.to_json())))
+        tally += Tally.from_json(json.loads(json.dumps(part.to_json())))
     report.print_report(tally, names, "all")
     printed = capsys.readouterr().out
     known, logits = labels[labels >= 0], found[labels >= 0]
@@ -259,11 +263,11 @@ def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
 
 def test_large_numbers_do_not_run_together(capsys):
     counts = Counter({(0, 0): 197_463_001, (0, 1): 2_537_000, (1, 1): 2_197_463_000})
-    report.print_report(report.Tally(2, counts, 1.0, np.ones((3, 15))), ["neg", "pos"], "big")
+    report.print_report(Tally(2, counts, 1.0, np.ones((3, 15))), ["neg", "pos"], "big")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["0", "neg", "197,463,001", "2,537,000"] in rows and ["1", "pos", "0", "2,197,463,000"] in rows
     assert ["neg", "1.000", "0.987", "0.994", "200000001"] in rows
-    report.print_report(report.Tally(2, Counter({(-1, 1): 2_197_463_000})), ["neg", "a very long name"], "big")
+    report.print_report(Tally(2, Counter({(-1, 1): 2_197_463_000})), ["neg", "a very long name"], "big")
     assert ["1", "a", "very", "long", "name", "2,197,463,000"] in map(str.split, capsys.readouterr().out.splitlines())
 
 
@@ -271,7 +275,7 @@ def test_of_many_classes_the_most_frequent_are_reported(capsys):
     names = [f"class {number}" for number in range(100)]
     counts = Counter({(number, number): 100 - number for number in range(50)})
     counts |= {(number, 99): 50 - number for number in range(30)}
-    report.print_report(report.Tally(0, counts, 1.0, np.ones((3, 15))), names, "many")
+    report.print_report(Tally(0, counts, 1.0, np.ones((3, 15))), names, "many")
     printed = capsys.readouterr().out
     rows = printed.splitlines()
     assert [line.split()[1] for line in rows if re.match(r" +class \d+ +[01]\.", line)] == [*map(str, range(20))]
@@ -285,7 +289,7 @@ def test_of_many_classes_the_most_frequent_are_reported(capsys):
     assert rows[first] == "     50  class 0, predicted class 99"
     assert rows[first + 20] == f"not shown: 10 other confusions, {sum(range(21, 31)):,} rows" and len(rows) < 70
     unlabelled = Counter({(-1, number): number for number in range(1, 40)})
-    report.print_report(report.Tally(0, unlabelled), names, "many")
+    report.print_report(Tally(0, unlabelled), names, "many")
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].split() == ["39", "class", "39", "39"] and len(rows) == 23
     assert rows[-1] == f"  not shown: 80 classes, {sum(range(20)):,} rows"
@@ -388,7 +392,7 @@ def test_texts_that_are_truncated_are_counted(place):
     save(place / "best.pt", random_model(3), data, settings={"prompt": " It was"})  # leaves 22 of 24 tokens
     texts = [" fine" * length for length in (21, 22, 23, 24, 25, 60)] + [""]
     (place / "long.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
-    note = "note: 4 of 6 texts are longer than 24 tokens: their last 24 are read\n"
+    note = "note: 4 of 6 texts are longer than 22 tokens: their last 22 are read\n"
     printed = succeed("evaluate.py", "--file=long.csv", *ANSWERS, "out.csv", cwd=place)
     assert note in unwrapped(printed)
     words = ["evaluate.py", "--ckpt=best.pt", "--dtype=float32", "--text"]

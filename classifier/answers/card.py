@@ -50,11 +50,8 @@ def model_card(classifier: Classifier, tokens: str) -> str:
     facts = {name: value for name, value in run["settings"].items() if name not in hidden}
     facts |= {name: getattr(classifier.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
     facts |= {name: run[name] for name in ("started", "git", "versions", "device", "dtype") if name in run}
-    words: dict[str, Any] = {
-        "task": escaped(task),
-        "classes": escaped(", ".join(data["label_names"])),
-        "tokens": tokens,
-    }
+    words: dict[str, Any] = {"task": escaped(task), "tokens": tokens}
+    words["classes"] = escaped(", ".join(data["label_names"]))
     if len(classifier.text_columns) > 1:
         words["columns"] = escaped(", ".join(classifier.text_columns))
     words["facts"] = [(escaped(name), escaped(repr(value))) for name, value in facts.items()]

@@ -7,23 +7,24 @@ needs. A file counts as done only if it and its record agree; the record is writ
 import json
 import os
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
-from classifier.answers.models import Classifier, answer_texts, progress
+from classifier import distributed
+from classifier.answers.models import Classifier, answer_texts, load_all, progress
 from classifier.answers.report import notes_on_longer, print_report
 from classifier.answers.tally import Ranked, Tally, classes_to_keep, columns_of_answers, rank
 from classifier.data.own import Columns, cells_of, choose_columns, class_numbers
 from classifier.data.rows import (
     ENDINGS,
-    WRITE_PACKED,
     Table,
     counted,
+    ending_of,
     ending_to_write,
     read_table,
     texts_in,
@@ -31,7 +32,7 @@ from classifier.data.rows import (
     write_table,
 )
 from classifier.errors import UserError, tell
-from classifier.files import file_sha256, hold, to_disk, written_whole
+from classifier.files import file_sha256, hold, make_way, to_disk, written_whole
 
 # evaluate.py's options that change answers or reports
 OPTIONS = ["top", "min_confidence", "text_column", "label_column", "no_labels", "no_header"]
@@ -53,15 +54,33 @@ class Job(NamedTuple):
     tell_once: Callable[[str], None]  # for notes that are true of many files
 
 
-# -----------------------------------------------------------------------------
-# one file
-
-
-def answer_file(job: Job, path: Path, out: Path) -> None:
-    """Write a file again with the answers as further columns; report on them where the file has labels."""
+def answer_files(arguments: Namespace) -> None:
+    """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
+    process, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= process < processes:
+        raise UserError(f"RANK is {process}: it must be at least 0 and below WORLD_SIZE, {processes}")
+    out = arguments.predictions
+    files = _parts_of(arguments.file, out)
+    if processes > 1 and not files:
+        raise UserError("several processes share several files: pass them, or a folder, as --file, or use one process")
+    if "LOCAL_RANK" in os.environ:  # torchrun sets it
+        distributed.take_gpu(arguments.device, int(os.environ["LOCAL_RANK"]))
+    classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
+    if process == 0:
+        print(machine, flush=True)
+    job = Job(classifiers, arguments, cache(tell))
+    if files:
+        _answer_parts(job, files, out, process, processes)
+        return
+    (path,) = arguments.file
+    make_way(out, arguments.overwrite)
     tally = _answer(job, path, out)
     print(f"wrote {out} ({tally.said_rows()})")
     _report(job, tally, path.name, {path: file_sha256(path)} if path.is_file() else {})
+
+
+# -----------------------------------------------------------------------------
+# one file
 
 
 def _answer(job: Job, path: Path, out: Path, is_first: bool = True) -> Tally:
@@ -155,39 +174,38 @@ def _report(job: Job, tally: Tally, name: str, sources: dict[Path, str]) -> None
 # many files
 
 
-def parts_of(files: list[Path], out: Path) -> list[Path]:
+def _parts_of(files: list[Path], out: Path) -> list[Path]:
     """Return the files to be answered into the folder out; none for one file, or a folder of texts, to answer into one.
 
     Raises:
         UserError: two files have one name, or out is not a folder for them.
     """
-    if len(files) == 1:
-        (path,) = files
-        is_file = path.is_file() and out.suffix and not out.is_dir()
-        if is_file or not path.exists() or (path.is_dir() and texts_in(path)):
-            return []
+    first, is_folder = files[0], out.is_dir() or not out.suffix
+    if len(files) == 1 and (texts_in(first) if first.is_dir() else not is_folder):
+        return []
     parts: list[Path] = []
     for path in files:
         parts += _files_in(path) if path.is_dir() else [path]
-    repeated = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
-    if repeated:
-        same = " and ".join(str(part) for part in parts if part.name == repeated[0])
-        raise UserError(f"{same} have one name, and so would their answers: rename one, or use two folders")
-    if _ending(out) in ENDINGS and not out.is_dir():
+    if ending_of(out) in ENDINGS and not out.is_dir():
         raise UserError(f"several files are answered into a folder, and --predictions {out} names a file")
-    if any(part.parent.resolve() == out.resolve() for part in parts):
-        raise UserError("--predictions must name another folder than the one that is read")
+    known: dict[str, Path] = {}
     for part in parts:
         if not part.is_file():
             raise UserError(f"{part}: no such file")
+        if part.name in known:
+            same = f"{known[part.name]} and {part} have one name, and so would their answers"
+            raise UserError(f"{same}: rename one, or use two folders")
+        if part.parent.resolve() == out.resolve():
+            raise UserError("--predictions must name another folder than the one that is read")
         ending_to_write(out / part.name, Table(part, [], [], []), ())
+        known[part.name] = part
     return parts
 
 
 def _files_in(folder: Path) -> list[Path]:
     """Return a folder's files of known formats; a note counts the others."""
     found = visible_files(folder, "*")
-    known = sorted(path for path in found if _ending(path) in ENDINGS)
+    known = sorted(path for path in found if ending_of(path) in ENDINGS)
     if not known:
         raise UserError(f"{folder} has no files of a known format ({', '.join(ENDINGS)}), and no folders of .txt files")
     if len(known) < len(found):
@@ -195,11 +213,7 @@ def _files_in(folder: Path) -> list[Path]:
     return known
 
 
-def _ending(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
-
-
-def answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes: int) -> None:
+def _answer_parts(job: Job, parts: list[Path], out: Path, process: int, processes: int) -> None:
     """Answer this process's share of the files, but for those that are done; the process that ends last reports."""
     options = {name: getattr(job.arguments, name) for name in OPTIONS} | {"dtype": str(job.classifiers[0].dtype)}
     made_from = {"checkpoints": [file_sha256(each.path) for each in job.classifiers], "options": options}

@@ -54,6 +54,3 @@ def draw_reliability(path: Path, tally: Tally, label_names: list[str], name: str
     histogram.stairs(tally.bins[2], np.linspace(0, 1, BINS + 1), fill=True, color=BLUE)
     histogram.set(xlabel="confidence: probability of the predicted class", ylabel="examples", xlim=(0, 1))
     write_picture(figure, path)
-
-
-OF_A_SPLIT = {"confusion.png": draw_confusion, "reliability.png": draw_reliability}

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from classifier.answers.calibration import BINS, error_of_bins
-from classifier.answers.explain import Explanation
 from classifier.answers.models import Classifier, example_text, labels_of
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.answers.tally import LISTED, MOST, Ranked, Tally
@@ -163,60 +162,17 @@ def print_errors(count: int, ranked: Ranked, split: Split, label_names: list[str
         print()
         tell(f"id {ids[i]}: {label_names[labels[i]]}, predicted {label_names[ranked.classes[i, 0]]}")
         order = slice(LISTED) if len(label_names) > MANY else np.argsort(ranked.classes[i])
-        print(_indented(_listed(ranked.classes[i][order], ranked.probabilities[i][order], label_names)))
-        print(_indented(printable(" ".join(example_text(split, i).split()))))
+        print(indented(listed_probabilities(ranked.classes[i][order], ranked.probabilities[i][order], label_names)))
+        print(indented(printable(" ".join(example_text(split, i).split()))))
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     """Return text wrapped at 80 columns, with words whole and two spaces before each line."""
     return textwrap.TextWrapper(WIDTH, "  ", "  ", break_long_words=False, break_on_hyphens=False).fill(text)
 
 
-def _listed(classes: np.ndarray, probabilities: np.ndarray, label_names: list[str]) -> str:
+def listed_probabilities(classes: np.ndarray, probabilities: np.ndarray, label_names: list[str]) -> str:
     """Return "negative 0.201, positive 0.799", with "..." where there are more classes."""
     pairs = zip(classes, probabilities, strict=True)
     rest = ", ..." if len(classes) < len(label_names) else ""
     return ", ".join(f"{label_names[i]} {p:.3f}" for i, p in pairs) + rest
-
-
-# -----------------------------------------------------------------------------
-# a text
-
-
-def answer_columns(label_names: list[str]) -> str | None:
-    """Return the format of a row: prediction, a cell for each class, text; None where they do not fit on a line."""
-    first, widths = max(map(len, ["prediction", *label_names])), [max(len(name), 5) + 2 for name in label_names]
-    if len(label_names) > MANY or first + sum(widths) >= WIDTH - 10:
-        return None
-    return f"{{:<{first}}}" + "".join(f"{{:>{width}}}" for width in widths) + "  {}"
-
-
-def answer_header(label_names: list[str]) -> str:
-    """Return the line above answer_row's rows."""
-    if columns := answer_columns(label_names):
-        return columns.format("prediction", *label_names, "text")
-    shown = f"the five most probable of {len(label_names):,} classes" if len(label_names) > MANY else "probabilities"
-    return f"{shown}, then the text"
-
-
-def answer_row(text: str, probabilities: np.ndarray, label_names: list[str], least: float = 0.0) -> str:
-    """Return the prediction for a text, the probabilities of the classes, and the text on one line."""
-    unsure = f"(below {least:g})" if probabilities.max().round(6) < least else ""
-    if columns := answer_columns(label_names):
-        cells = [f"{p:.3f}" for p in probabilities]
-        return columns.format(unsure or label_names[probabilities.argmax()], *cells, printable(text))
-    order = np.argsort(-probabilities, kind="stable")[: LISTED if len(label_names) > MANY else None]
-    line = _listed(order, probabilities[order], label_names)
-    return textwrap.fill(f"{unsure} {line}".strip(), WIDTH) + "\n  " + printable(text)
-
-
-def print_explanation(explanation: Explanation, label_names: list[str]) -> None:
-    """Print what each word of a text contributes to the prediction."""
-    if not explanation.contributions:
-        print("  a one-word text has nothing to leave out")
-        return
-    predicted = label_names[int(explanation.log_probabilities.argmax())]
-    print(_indented(f'drop in the log-probability of "{predicted}" when each word is left out:'))
-    pairs = zip(explanation.words, explanation.contributions, strict=True)
-    line = " ".join(f"{printable(word)}\N{NO-BREAK SPACE}({contribution:+.2f})" for word, contribution in pairs)
-    print(_indented(line).replace("\N{NO-BREAK SPACE}", " "))

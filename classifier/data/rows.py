@@ -690,9 +690,14 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 # writing
 
 
+def ending_of(path: Path) -> str:
+    """Return the ending that names a path's format, in lower case: ".csv" of new.csv.gz."""
+    return (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
+
+
 def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
     """Return write_table's format for a path, as an ending; raise an error if it cannot write the table in it."""
-    ending = (path.with_suffix("") if path.suffix.lower() in WRITE_PACKED else path).suffix.lower()
+    ending = ending_of(path)
     if ending not in ENDINGS:
         raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)}, or text formats and .gz, .bz2, .xz")
     if taken := [name for name in added if name in table.columns]:

@@ -127,9 +127,8 @@ def _tell_unsure(tally: Tally, least: float) -> None:
 
 def notes_on_longer(classifiers: list[Classifier], tally: Tally) -> list[str]:
     """Return a note for each way in which the classifiers truncate texts."""
-    notes, texts = [], tally.pairs.total()
-    for classifier, longer in zip(classifiers, np.broadcast_to(tally.longer, len(classifiers)).tolist(), strict=True):
-        notes.append(long_note(longer, texts, "texts", classifier.tokens_read, classifier.keep))
+    pairs = zip(classifiers, np.broadcast_to(tally.longer, len(classifiers)).tolist(), strict=True)
+    notes = [long_note(n, tally.pairs.total(), "texts", each.tokens_read, each.keep) for each, n in pairs]
     return list(dict.fromkeys(filter(None, notes)))
 
 

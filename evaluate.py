@@ -14,34 +14,25 @@ python evaluate.py --ckpt out/best.pt --file parts/ --predictions answered/
 """
 
 import json
-import os
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from classifier import checkpoint, distributed, errors
+from classifier import checkpoint, errors
 from classifier.answers import parts, report
 from classifier.answers.calibration import calibrate
-from classifier.answers.explain import explain
-from classifier.answers.models import (
-    Classifier,
-    answer_split,
-    answer_texts,
-    load_all,
-    log_probabilities,
-    predict_all,
-    prepared_folder,
-)
+from classifier.answers.models import Classifier, answer_split, labels_of, load_all, predict_all, prepared_folder
+from classifier.answers.tally import Ranked, Tally, classes_to_keep, columns_of_answers, rank
+from classifier.answers.texts import classify_texts
 from classifier.data.dataset import Split, load_split
 from classifier.data.rows import delimiter_named
-from classifier.data.table import counted, listed
+from classifier.data.table import Table
+from classifier.data.write_rows import write_table
 from classifier.device import DEVICES, DTYPES
 from classifier.errors import UserError
+from classifier.files import make_way, written_whole
 
 SUBMISSION_SPLITS = ["dev", "test"]
 # what a call does: one of the first four, or else a report on --split; and the options that go with it
@@ -49,7 +40,7 @@ WRITTEN = ["predictions", "overwrite", "top", "min_confidence"]
 GOES_WITH = {
     "info": [],
     "text": ["explain", "min_confidence"],
-    "file": [*WRITTEN, "text_column", "label_column", "no_labels", "no_header", "delimiter", "quoting", "encoding"],
+    "file": [*WRITTEN, *parts.OPTIONS],
     "calibrate": ["data_dir", "overwrite"],
     "split": [*WRITTEN, "data_dir", "plots", "submission", "compare", "errors"],
 }
@@ -63,19 +54,18 @@ def main() -> None:
             print(json.dumps(saved["run"], indent=2, ensure_ascii=False, default=str))
         return
     if arguments.file:
-        answer_files(arguments)
+        parts.answer_files(arguments)
         return
     classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
     if arguments.text:
-        classify_texts(classifiers, arguments)
+        classify_texts(classifiers, arguments.text, arguments.min_confidence, arguments.explain)
         return
     others, _ = load_all(arguments.compare, arguments.device, arguments.dtype)
-    names = [arguments.split]
-    if arguments.submission:
-        names += [name for name in SUBMISSION_SPLITS if name != arguments.split]
-    folder = prepared_folder(classifiers + others, arguments.data_dir, names)
+    names = dict.fromkeys([arguments.split, *(SUBMISSION_SPLITS if arguments.submission else [])])
+    folder = prepared_folder(classifiers + others, arguments.data_dir, list(names))
     splits = {name: load_split(folder, name) for name in names}
-    check_outputs(arguments, classifiers)
+    for path in outputs(arguments, classifiers[0].saved["data"]["task"]):
+        make_way(path, arguments.overwrite)
     for classifier in classifiers:
         progress = classifier.saved["progress"]
         print(f"checkpoint {classifier.path}, step {progress['step']} (epoch {progress['epoch']:.4g})")
@@ -87,22 +77,14 @@ def main() -> None:
         report_on_split(classifiers, others, splits, arguments)
 
 
-def check_outputs(arguments: Namespace, classifiers: list[Classifier]) -> None:
-    """Make the folders of all files to be written; raise a UserError for a file that exists without --overwrite."""
+def outputs(arguments: Namespace, task: str) -> list[Path]:
+    """Return the files that will be written."""
     files = [path for path in (arguments.predictions, arguments.calibrate) if path]
     if arguments.plots:
-        from classifier.answers.plots import OF_A_SPLIT  # here: importing matplotlib takes a second
-
-        files += [arguments.plots / name for name in OF_A_SPLIT]
+        files += [arguments.plots / name for name in ("confusion.png", "reliability.png")]
     if arguments.submission:
-        files += submission_paths(arguments.submission, classifiers).values()
-    for path in files:
-        if path.exists() and not arguments.overwrite:
-            raise UserError(f"{path} exists already: move it, or add --overwrite")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        files += [arguments.submission / submission_name(task, split) for split in SUBMISSION_SPLITS]
+    return files
 
 
 # -----------------------------------------------------------------------------
@@ -113,48 +95,57 @@ def report_on_split(
     classifiers: list[Classifier], others: list[Classifier], splits: dict[str, Split], arguments: Namespace
 ) -> None:
     """Write the files that were asked for, and print how good the answers on --split are."""
-    split, label_names = splits[arguments.split], classifiers[0].label_names
-    if split.labels is None and (arguments.compare or arguments.errors or arguments.plots):
-        raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
-    least, top = arguments.min_confidence or 0.0, report.classes_to_keep(label_names, arguments.top)
+    split, names, least = splits[arguments.split], classifiers[0].label_names, arguments.min_confidence
+    task = classifiers[0].saved["data"]["task"]
+    if arguments.compare or arguments.errors or arguments.plots:
+        labels_of(split)  # refuses a split without labels before it is answered
 
-    def ranked_answers(models: list[Classifier], split: Split) -> tuple[report.Ranked, report.Tally]:
-        return report.rank(answer_split(models, split), len(split), split.labels, top, least)
+    def ranked_answers(models: list[Classifier], split: Split) -> tuple[Ranked, Tally]:
+        top = classes_to_keep(names, arguments.top)
+        return rank(answer_split(models, split), len(split), split.labels, top, least)
 
     answers = {name: ranked_answers(classifiers, each) for name, each in splits.items()}
     ranked, tally = answers[split.name]
     if arguments.submission:
-        for name, path in submission_paths(arguments.submission, classifiers).items():
-            report.write_submission(path, splits[name], answers[name][0].classes[:, 0])
-            print(f"wrote {path}")
+        for name in SUBMISSION_SPLITS:
+            write_submission(arguments.submission / submission_name(task, name), splits[name], answers[name][0])
     if arguments.predictions:
-        columns = report.columns_of_answers(ranked, label_names, arguments.top, least)
-        report.write_predictions(arguments.predictions, split, columns, label_names)
-        print(f"wrote {arguments.predictions}")
+        columns = columns_of_answers(ranked, names, arguments.top, least)
+        if f"p_{names[0]}" in columns:
+            del columns["confidence"]
+        labels = [""] * len(split) if split.labels is None else [names[label] for label in split.labels]
+        examples = Table(arguments.predictions, ["id", "label"], [split.ids(), labels], [])
+        write_table(arguments.predictions, ".csv", examples, columns)
     if arguments.plots:
-        from classifier.answers.plots import OF_A_SPLIT
+        from classifier.answers.plots import draw_confusion, draw_reliability  # here: matplotlib takes a second
 
-        for name, draw in OF_A_SPLIT.items():
-            draw(arguments.plots / name, tally, label_names, split.name)
-            print(f"wrote {arguments.plots / name}")
-    report.print_report(tally, label_names, split.name, least)
+        draw_confusion(arguments.plots / "confusion.png", tally, names, split.name)
+        draw_reliability(arguments.plots / "reliability.png", tally, names, split.name)
+    for path in outputs(arguments, task):
+        print(f"wrote {path}")
+    report.print_report(tally, names, split.name, least)
     for note in report.notes_on_longer(classifiers, tally):
         errors.tell(note)
     if arguments.compare:
         report.print_comparison(ranked, ranked_answers(others, split)[0], split, " + ".join(arguments.compare))
     if arguments.errors:
-        report.print_errors(arguments.errors, ranked, split, label_names)
+        report.print_errors(arguments.errors, ranked, split, names)
 
 
-def submission_paths(folder: Path, classifiers: list[Classifier]) -> dict[str, Path]:
-    """Return split -> the CS224N project's file name."""
-    task = classifiers[0].saved["data"]["task"]
-    return {split: folder / f"finetune-{task}-{split}-out.csv" for split in SUBMISSION_SPLITS}
+def submission_name(task: str, split: str) -> str:
+    return f"finetune-{task}-{split}-out.csv"
+
+
+def write_submission(path: Path, split: Split, ranked: Ranked) -> None:
+    """Write predictions as the CS224N project's script does, with the blanks at the ends of its lines."""
+    with written_whole(path, "w") as f:
+        f.write("id \t Predicted_Sentiment \n")
+        f.writelines(f"{id}, {label} \n" for id, label in zip(split.ids(), ranked.classes[:, 0], strict=True))
 
 
 def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split) -> None:
     """Fit a temperature on the dev split, and write the checkpoint again with its head divided by the temperature."""
-    found = calibrate(predict_all([classifier], dev), dev.labels)
+    found = calibrate(predict_all([classifier], dev), labels_of(dev))
     report.print_calibration(found)
     before, after = found["before"]["loss"], found["cross_validated"]["loss"]
     if after > before:
@@ -163,80 +154,11 @@ def write_calibrated(classifier: Classifier, path: Path, folder: str, dev: Split
             f"{path} was not written: keep {classifier.path}, or calibrate on a larger dev split"
         )
     with torch.no_grad():
-        classifier.model.head.weight /= found["temperature"]
-        classifier.model.head.bias /= found["temperature"]
+        for parameter in classifier.model.head.parameters():
+            parameter.div_(found["temperature"])
     run = classifier.saved["run"] | {"calibration": found | {"folder": folder}}
     checkpoint.save(path, classifier.model, **classifier.saved | {"run": run})
     errors.tell(f"wrote {path}: {classifier.path} with its head divided by the temperature; predictions stay the same")
-
-
-# -----------------------------------------------------------------------------
-# texts of your own
-
-
-def classify_texts(classifiers: list[Classifier], arguments: Namespace) -> None:
-    """Print a table of answers to one text, a word for each text column, or to the lines of standard input ("-")."""
-    first, names, words = classifiers[0], classifiers[0].label_names, arguments.text
-    blank, unreadable, tally = [], [], report.Tally()
-    at_once = 1 if sys.stdin.isatty() else 256  # a person who types waits for an answer to each line
-    if words != ["-"]:
-        texts = iter([first.join_columns(words)])
-    elif len(first.text_columns) > 1:
-        columns = ", ".join(first.text_columns)
-        raise UserError(f"{first.path} was trained on the columns {columns}: --text - cannot give them, --file can")
-    else:
-        texts = decode_lines(sys.stdin.buffer, blank, unreadable)
-    print(report.answer_header(names))
-    while some := list(islice(texts, at_once)):
-        for chunk in answer_texts(classifiers, some):
-            tally += report.tally_of(chunk)
-            for row, probabilities in zip(chunk.rows, chunk.log_probabilities.exp().numpy(), strict=True):
-                print(report.answer_row(some[row], probabilities, names, arguments.min_confidence or 0.0), flush=True)
-                if arguments.explain:
-                    report.print_explanation(explain(some[row], partial(log_probabilities, classifiers)), names)
-    for note in report.notes_on_longer(classifiers, tally):
-        print(errors.wrapped(note), file=sys.stderr)
-    if blank:
-        print(f"note: left out {counted(len(blank), 'blank line')}: {listed('line', blank)}", file=sys.stderr)
-    if unreadable:
-        where = listed("line", unreadable)
-        raise UserError(f"no answer for {where}: not valid UTF-8, so save the texts as UTF-8 (the others are answered)")
-
-
-def decode_lines(lines: Iterable[bytes], blank: list[int], unreadable: list[int]) -> Iterator[str]:
-    """Yield lines as text; append the numbers of those that are blank, or not UTF-8, to these lists."""
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = line.decode("utf-8").strip("\r\n\ufeff")
-        except UnicodeDecodeError:
-            unreadable.append(number)
-            continue
-        if text.strip():
-            yield text
-        else:
-            blank.append(number)
-
-
-def answer_files(arguments: Namespace) -> None:
-    """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
-    process, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if not 0 <= process < processes:
-        raise UserError(f"RANK is {process}: it must be at least 0 and below WORLD_SIZE, {processes}")
-    files = parts.parts_of(arguments.file, arguments.predictions)
-    if processes > 1 and not files:
-        raise UserError("several processes share several files: pass them, or a folder, as --file, or use one process")
-    if "LOCAL_RANK" in os.environ:  # torchrun sets it
-        distributed.take_gpu(arguments.device, int(os.environ["LOCAL_RANK"]))
-    classifiers, machine = load_all(arguments.ckpt, arguments.device, arguments.dtype)
-    if process == 0:
-        print(machine, flush=True)
-    options = {name: getattr(arguments, name) for name in GOES_WITH["file"] if name not in ("predictions", "overwrite")}
-    job = parts.Job(classifiers, arguments, options | {"dtype": str(classifiers[0].dtype)}, set())
-    if files:
-        parts.answer_parts(job, files, arguments.predictions, process, processes)
-    else:
-        check_outputs(arguments, classifiers)
-        parts.answer_file(job, arguments.file[0], arguments.predictions)
 
 
 # -----------------------------------------------------------------------------
@@ -245,31 +167,28 @@ def answer_files(arguments: Namespace) -> None:
 
 def parse_arguments() -> Namespace:
     parser = errors.argument_parser(__doc__)
-    add, files = parser.add_argument, {"nargs": "+", "metavar": "FILE"}
-    add("--ckpt", **files, default=["out/best.pt"], help="several answer as their mean (default: out/best.pt)")
+    add = parser.add_argument
+    add_files = partial(add, nargs="+", metavar="FILE")
+    add_files("--ckpt", default=["out/best.pt"], help="several answer as their mean (default: out/best.pt)")
     add("--data_dir", metavar="DIR", help="prepared folder (default: the one of training)")
     add("--split", default="dev", help="train, dev or test (default: %(default)s)")
-    add("--compare", **files, default=[], help="test the difference to another checkpoint, or the mean of several")
+    add_files("--compare", default=[], help="test the difference to another checkpoint, or the mean of several")
     add("--errors", type=int, metavar="N", help="list the N most confident mistakes")
     add("--plots", metavar="DIR", type=Path, help="draw the confusion matrix, and accuracy by confidence")
     add("--predictions", metavar="FILE", type=Path, help="write each example's prediction as CSV; the output of --file")
     add("--top", type=int, metavar="K", help="in --predictions the K most probable classes (default: all, of many 5)")
-    add("--min_confidence", type=float, metavar="X", help="leave predictions of a lower confidence empty")
+    add("--min_confidence", type=float, metavar="X", default=0.0, help="leave predictions of a lower confidence empty")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", metavar="FILE", type=Path, help="fit a temperature on dev; write a calibrated checkpoint")
     add("--overwrite", action="store_true", help="let output files be replaced")
-    add("--file", **files, type=Path, help="classify every row of a file; of several files or a folder into a folder")
-    column = {"metavar": "COLUMN", "default": []}
-    add("--text_column", **column, nargs="+", help="of --file: the texts (default: found by name)")
-    add("--label_column", **column, nargs=1, help="of --file: labels to compare with (default: found by name)")
+    add_files("--file", type=Path, help="classify every row of a file; of several files or a folder into a folder")
+    add_column = partial(add, metavar="COLUMN", default=[])
+    add_column("--text_column", nargs="+", help="of --file: the texts (default: found by name)")
+    add_column("--label_column", nargs=1, help="of --file: labels to compare with (default: found by name)")
     add("--no_labels", action="store_true", help="of --file: compare with no labels")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
-    add(
-        "--delimiter",
-        metavar="CHARACTER",
-        type=delimiter_named,
-        help="of --file: comma, tab, semicolon, pipe (default: detected)",
-    )
+    delimiters = "of --file: comma, tab, semicolon, pipe (default: detected)"
+    add("--delimiter", metavar="CHARACTER", type=delimiter_named, help=delimiters)
     add("--quoting", choices=("csv", "none"), help="of --file: CSV's quotes, or none (default: detected)")
     add("--encoding", metavar="NAME", help="of --file, if it is not UTF-8, as in cp1252")
     add("--text", nargs="+", help="classify one text, a part for each text column; - reads a text a line from stdin")
@@ -279,32 +198,31 @@ def parse_arguments() -> Namespace:
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="default: %(default)s")
     arguments = parser.parse_args()
     refuse_what_is_ignored(arguments, parser)
-    if arguments.errors is not None and arguments.errors < 1:
-        raise UserError(f"--errors must be 1 or more, not {arguments.errors}")
-    if arguments.calibrate and arguments.ckpt[1:]:
-        raise UserError("--calibrate takes one --ckpt: run it for each")
-    if arguments.file and not arguments.predictions:
-        raise UserError("--file needs --predictions FILE, the file or folder to write")
-    check_answers(arguments)
-    outputs = {path.resolve() for path in (arguments.calibrate, arguments.predictions) if path}
-    if outputs & {Path(path).resolve() for path in (*arguments.ckpt, *(arguments.file or []))}:
-        raise UserError("--predictions and --calibrate must name another file than the one that is read")
-    text = "".join(arguments.text or [])
-    if arguments.text and (not text.strip() or text != text.encode(errors="ignore").decode()):
-        raise UserError('the text is blank or not valid UTF-8: give another, as in --text "A lovely film."')
+    check_values(arguments)
     return arguments
 
 
-def check_answers(arguments: Namespace) -> None:
-    """Raise a UserError for options of the answers that are out of range or contradict others."""
-    if arguments.top is not None and arguments.top < 1:
-        raise UserError(f"--top must be 1 or more, not {arguments.top}")
-    if arguments.min_confidence is not None and not 0 <= arguments.min_confidence <= 1:
-        raise UserError(f"--min_confidence must be from 0 to 1, not {arguments.min_confidence}")
-    if (arguments.top or arguments.min_confidence) and not (arguments.predictions or arguments.text):
-        raise UserError("--top and --min_confidence need --predictions FILE, the file to write")
-    if arguments.no_labels and arguments.label_column:
-        raise UserError("--no_labels and --label_column exclude each other: leave out one of them")
+def check_values(given: Namespace) -> None:
+    """Raise a UserError for options that are out of range, contradict others or lack one."""
+    written = {path.resolve() for path in (given.calibrate, given.predictions) if path}
+    is_read = written & {Path(path).resolve() for path in (*given.ckpt, *(given.file or []))}
+    text = "".join(given.text or [])
+    is_no_text = given.text and (not text.strip() or text != text.encode(errors="ignore").decode())
+    is_chosen, is_written = given.top or given.min_confidence, given.predictions or given.text
+    problems = [
+        (given.errors is not None and given.errors < 1, f"--errors must be 1 or more, not {given.errors}"),
+        (given.top is not None and given.top < 1, f"--top must be 1 or more, not {given.top}"),
+        (not 0 <= given.min_confidence <= 1, f"--min_confidence must be from 0 to 1, not {given.min_confidence}"),
+        (given.calibrate and given.ckpt[1:], "--calibrate takes one --ckpt: run it for each"),
+        (given.file and not given.predictions, "--file needs --predictions FILE, the file or folder to write"),
+        (is_chosen and not is_written, "--top and --min_confidence need --predictions FILE, the file to write"),
+        (given.no_labels and given.label_column, "--no_labels and --label_column exclude each other: leave out one"),
+        (is_read, "--predictions and --calibrate must name another file than the one that is read"),
+        (is_no_text, 'the text is blank or not valid UTF-8: give another, as in --text "A lovely film."'),
+    ]
+    for is_met, problem in problems:
+        if is_met:
+            raise UserError(problem)
 
 
 def refuse_what_is_ignored(arguments: Namespace, parser: ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from classifier import errors
 from classifier.answers.card import model_card
 from classifier.answers.models import Classifier
-from classifier.data.tokenizer import END_OF_TEXT, encode_prompt, load_tokenizer, vocabulary_folder
+from classifier.data.tokenizer import END_OF_TEXT, load_tokenizer, vocabulary_folder
 from classifier.errors import UserError
 from classifier.files import folder_written_whole
 from classifier.gpt2 import to_transformers
@@ -35,13 +35,14 @@ def main() -> None:
     check_out(arguments.out, arguments.overwrite)
     classifier = Classifier.load(arguments.ckpt, device="cpu", dtype="float32")
     config, leading_space = classifier.model.config, classifier.saved["data"]["leading_space"]
-    prompt, keep = encode_prompt(classifier.saved["settings"]["prompt"], config.block_size), classifier.keep
     weights = to_transformers(classifier.model)
     texts = {
         "config.json": json.dumps(model_config(config, classifier.label_names), indent=2),
-        "tokenizer.json": build_tokenizer(leading_space, prompt).to_str(),
-        "tokenizer_config.json": json.dumps(tokenizer_config(leading_space, config.block_size, keep), indent=2),
-        "README.md": model_card(classifier, f"{keep} {config.block_size - len(prompt)}"),
+        "tokenizer.json": build_tokenizer(leading_space, classifier.prompt).to_str(),
+        "tokenizer_config.json": json.dumps(
+            tokenizer_config(leading_space, config.block_size, classifier.keep), indent=2
+        ),
+        "README.md": model_card(classifier, f"{classifier.keep} {classifier.tokens_read}"),
     }
     with folder_written_whole(arguments.out) as folder:
         for name, text in texts.items():

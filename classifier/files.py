@@ -169,6 +169,16 @@ def check_held(folder: Path, held: os.stat_result | None) -> None:
         )
 
 
+def make_way(path: Path, is_replaced: bool) -> None:
+    """Make the folder of a file to be written; raise a UserError if the file exists and must not be replaced."""
+    if path.exists() and not is_replaced:
+        raise UserError(f"{path} exists already: move it, or add --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
 def refuse_irregular(path: Path) -> None:
     """Raise a UserError where a folder, device or pipe stands in a file's place."""
     if path.exists() and not path.is_file():

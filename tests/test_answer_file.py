@@ -21,6 +21,7 @@ import app
 from classifier.answers import report
 from classifier.answers.calibration import calibration_error
 from classifier.answers.models import Chunk, Classifier, log_probabilities
+from classifier.answers.tally import Tally, tally_of
 from classifier.data.own import choose_columns, class_numbers
 from classifier.data.rows import read_table
 
@@ -50,21 +51,26 @@ def answered(path) -> list[dict]:
         return list(csv.DictReader(f))
 
 
-def expected(place) -> np.ndarray:
-    """The probabilities of the rows that have a text, each by itself."""
+def answer(place, file: str, *options: str, out: str = "out.csv") -> str:
+    """Answer a file into another; return what is printed."""
+    return succeed("evaluate.py", f"--file={file}", *options, "--overwrite", *ANSWERS, out, cwd=place)
+
+
+def probabilities(place, texts: list[str]) -> np.ndarray:
+    """What the checkpoint gives each text by itself: (texts, classes)."""
     loaded = [Classifier.load(place / "best.pt", "cpu", "float32")]
-    return np.concatenate([log_probabilities(loaded, [row[1]]).exp().numpy() for row in ROWS if row[1].strip()])
+    return np.concatenate([log_probabilities(loaded, [text]).exp().numpy() for text in texts])
 
 
 def test_every_row_and_column_is_kept_and_has_its_answer(place, monkeypatch):
     monkeypatch.setattr("classifier.answers.models.AT_ONCE", 2)  # the rows are answered in parts
-    printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+    printed = answer(place, "new.csv")
     rows = answered(place / "out.csv")
     assert list(rows[0]) == ["key", "text", "label", "more", "prediction", "confidence", "p_1", "p_2", "p_3"]
     assert [tuple(row.values())[:4] for row in rows] == ROWS
     full = [row for row in rows if row["text"].strip()]
     found = np.array([[float(row[f"p_{name}"]) for name in NAMES] for row in full])
-    np.testing.assert_allclose(found, expected(place), atol=2e-6)
+    np.testing.assert_allclose(found, probabilities(place, [row["text"] for row in full]), atol=2e-6)
     assert [row["prediction"] for row in full] == [NAMES[number] for number in found.argmax(1)]
     assert [float(row["confidence"]) for row in full] == found.max(1).tolist()
     empty = [list(row.values())[4:] for row in rows if not row["text"].strip()]
@@ -79,14 +85,11 @@ def test_every_row_and_column_is_kept_and_has_its_answer(place, monkeypatch):
 def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
     data = {"label_names": ["low", "mid", "high"], "labels": NAMES, "text_columns": ["Key", "text"]}
     save(place / "best.pt", random_model(3), data | {"leading_space": False})
-    printed = succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", cwd=place)
+    printed = answer(place, "new.csv")
     assert "\ncolumns: texts in 'key' + 'text' (as in training), labels in 'label' (by its" in printed
-    turned = ["--file=new.csv", "--text_column", "text", "key", *ANSWERS, "turned.csv"]
-    other_order = " ".join(succeed("evaluate.py", *turned, cwd=place).split())
+    other_order = unwrapped(answer(place, "new.csv", "--text_column", "text", "key", out="turned.csv"))
     assert "note: the model was trained on Key + text, in this order" in other_order and "note: the m" not in printed
-    whole = log_probabilities(
-        [Classifier.load(place / "best.pt", "cpu", "float32")], [f"{row[0]}\n{row[1]}".strip() for row in ROWS]
-    ).argmax(1)
+    whole = probabilities(place, [f"{row[0]}\n{row[1]}".strip() for row in ROWS]).argmax(1)
     assert [row["prediction"] for row in answered(place / "out.csv")] == [data["label_names"][i] for i in whole]
     right = [NAMES[i] == row[2][:1] for i, row in zip(whole, ROWS, strict=True) if row[2]]
     assert f"new.csv accuracy: {np.mean(right):.3f} (" in printed
@@ -103,8 +106,8 @@ def test_columns_and_labels_are_those_that_the_files_of_training_had(place):
 def test_the_name_of_the_answers_tells_their_format(place, name):
     if name.endswith((".parquet", ".xlsx")):
         pytest.importorskip("pyarrow" if name.endswith("parquet") else "openpyxl")
-    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "plain.csv", cwd=place)
-    succeed("evaluate.py", "--file=new.csv", *ANSWERS, name, cwd=place)
+    answer(place, "new.csv", out="plain.csv")
+    answer(place, "new.csv", out=name)
     plain, table = answered(place / "plain.csv"), read_table(place / name)
     for column in ("key", "text", "label", "more", "prediction"):
         assert table.column(column) == [row[column] for row in plain], column
@@ -114,67 +117,57 @@ def test_the_name_of_the_answers_tells_their_format(place, name):
     assert unpack is None or unpack((place / name).read_bytes()).startswith(b"key")
 
 
-@pytest.mark.parametrize(
-    "name, content", [("a.txt", "__label__2 fine, good\n"), ("b.csv", "label~text\n2~fine, good\n")]
-)
-def test_a_file_may_have_fasttext_s_lines_or_any_delimiter(place, name, content):
-    (place / name).write_text(content)
-    succeed(
-        "evaluate.py",
-        f"--file={name}",
-        "--delimiter=~" if "~" in content else "--overwrite",
-        *ANSWERS,
-        "out.csv",
-        cwd=place,
-    )
-    assert [(row["text"], row["label"]) for row in answered(place / "out.csv")] == [("fine, good", "2")]
-
-
 def test_values_keep_their_kinds_from_json_to_json(place):
     objects = [{"text": "fine", "n": 3, "more": {"a": ["half \udc00"]}}, {"text": None, "n": 0.5}]
     objects.append({"text": "bad \ud83d", "flag": True})
     (place / "new.json").write_text(json.dumps(objects))
-    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.jsonl", cwd=place)
+    answer(place, "new.json", out="out.jsonl")
     found = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
     for given, row in zip(objects, found, strict=True):
         assert {name: row[name] for name in given} == given
     assert found[1]["prediction"] is None and found[1]["p_1"] is None and found[0]["confidence"] > 0.3
-    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.csv", cwd=place)
+    answer(place, "new.json")
     assert json.loads(answered(place / "out.csv")[0]["more"]) == objects[0]["more"]
 
 
-def test_no_row_is_torn_or_lost(place):
-    for text, texts in {
-        'text\ngood film\n"bad\nfilm"\nfine\nok\n': ["good film", "bad\nfilm", "fine", "ok"],
-        'text\ngood film\n""\n\nbad film\n""\n\n': ["good film", "", "", "bad film", ""],
-        "text,note\ngood film,a\n,\n\nbad film,b\n,\n": ["good film", "", "bad film"],
-    }.items():
-        (place / "new.csv").write_text(text)
-        succeed("evaluate.py", "--file=new.csv", *ANSWERS, "out.csv", "--overwrite", cwd=place)
-        rows = answered(place / "out.csv")
-        assert [row["text"] for row in rows] == texts
-        assert [bool(row["prediction"]) for row in rows] == [bool(text) for text in texts]
+@pytest.mark.parametrize(
+    "content, options, texts",
+    [
+        ('text\ngood film\n"bad\nfilm"\nfine\nok\n', [], ["good film", "bad\nfilm", "fine", "ok"]),
+        ('text\ngood film\n""\n\nbad film\n""\n\n', [], ["good film", "", "", "bad film", ""]),
+        ("text,note\ngood film,a\n,\n\nbad film,b\n,\n", [], ["good film", "", "bad film"]),
+        ("__label__2 fine, good\n", [], ["fine, good"]),
+        ("label~text\n2~fine, good\n", ["--delimiter=~"], ["fine, good"]),
+    ],
+)
+def test_no_row_is_torn_or_lost(place, content, options, texts):
+    (place / "new.csv").write_text(content)
+    answer(place, "new.csv", *options)
+    rows = answered(place / "out.csv")
+    assert [row["text"] for row in rows] == texts
+    assert [bool(row["prediction"]) for row in rows] == [bool(text) for text in texts]
+    assert [row.get("label", "2") for row in rows] == ["2"] * len(rows)
 
 
 def test_a_workbook_of_answers_has_text_as_text_and_dates_go_to_json(place):
     load_workbook = pytest.importorskip("openpyxl").load_workbook
     texts = ["=1+1", "=== great film ===", "good\x0bfilm"]
     (place / "new.json").write_text(json.dumps([{"text": text, "tags": ["x"], "id": 10**18 + 1} for text in texts]))
-    succeed("evaluate.py", "--file=new.json", *ANSWERS, "out.xlsx", cwd=place)
+    answer(place, "new.json", out="out.xlsx")
     column, _, ids, *_ = zip(*load_workbook(place / "out.xlsx", data_only=True).active.values, strict=True)
     assert column == ("text", *texts[:2], "good\ufffdfilm") and ids[1] == "1000000000000000001"  # a number loses digits
     book = pytest.importorskip("openpyxl").Workbook()
     for row in [("text", "when", "n"), ("fine", datetime.datetime(2026, 1, 2), 1), ("good", None, None)]:
         book.active.append(row)
     book.save(place / "dates.xlsx")
-    succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.jsonl", cwd=place)
+    answer(place, "dates.xlsx", out="dates.jsonl")
     assert json.loads((place / "dates.jsonl").read_text().splitlines()[0])["when"].startswith("2026-01-02")
     pyarrow = pytest.importorskip("pyarrow")
-    succeed("evaluate.py", "--file=dates.xlsx", *ANSWERS, "dates.parquet", cwd=place)
+    answer(place, "dates.xlsx", out="dates.parquet")
     assert read_table(place / "dates.parquet").column("n") == ["1", ""]
     far = pyarrow.table({"text": ["fine"], "when": pyarrow.array([9 * 10**17], pyarrow.timestamp("s"))})
     pytest.importorskip("pyarrow.parquet").write_table(far, place / "far.parquet")  # a time that Python cannot have
-    succeed("evaluate.py", "--file=far.parquet", *ANSWERS, "far.csv", cwd=place)
+    answer(place, "far.parquet")
 
 
 def test_a_full_disk_is_told_in_one_line(place):
@@ -201,12 +194,8 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
             patched.setattr(Classifier, "logits", lambda *_: pytest.fail("refused too late"))
             return refuse("evaluate.py", *words, cwd=place)
 
-    assert "--calibrate must name another file than the one that is read" in refused(
-        "--file=new.csv", *ANSWERS, "new.csv", "--overwrite"
-    )
     (place / "two.csv").write_text("text,note,note\ngood film,1,2\n")
     assert "has two columns of one name" in refused("--file=two.csv", *ANSWERS, "two.jsonl")
-    assert "--file needs --predictions" in refused("--ckpt=best.pt", "--file=new.csv")
     assert "must end in .csv" in refused("--file=new.csv", *ANSWERS, "out.docx")
     assert "no column 'body' among 'key'" in refused("--file=new.csv", "--text_column=body", *ANSWERS, "out.csv")
     for name, content in {"long": "text\n" + "good " * 8000, "many": "text\n" + "fine\n" * 2**20}.items():
@@ -220,8 +209,11 @@ def test_what_cannot_be_answered_is_refused_before_hours_have_gone_into_it(place
         without.setitem(sys.modules, "openpyxl", None)
         assert "the package openpyxl is not installed" in refused("--file=new.csv", *ANSWERS, "out.xlsx")
     (place / "others.csv").write_text("text,label\nfine,9\nbad,3\n")
-    printed = succeed("evaluate.py", "--file=others.csv", *ANSWERS, "others-out.csv", cwd=place)
-    assert "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows,\n  line 2\n" in printed
+    printed = answer(place, "others.csv", out="others-out.csv")
+    assert (
+        "\nnote: not compared, since their labels are none of the classes: 1 of 2 rows of others.csv, line 2\n"
+        in unwrapped(printed)
+    )
     assert "\nlabels to compare with: 1 of 2 rows\n" in printed
     assert not (place / "out.csv").exists()
 
@@ -238,10 +230,10 @@ def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
     random, names = np.random.default_rng(0), ["low", "middle", "high"]
     found = torch.from_numpy(random.normal(size=(1000, 3))).log_softmax(-1)
     labels = np.where(random.random(1000) < 0.1, -1, random.integers(3, size=1000)).astype(np.int16)
-    parts = [report.tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
-    tally = report.Tally()
+    parts = [tally_of(chunk_of(found[i : i + 300]), labels[i : i + 300]) for i in range(0, 1000, 300)]
+    tally = Tally()
     for part in parts:
-        tally += report.Tally.from_json(json.loads(json.dumps(part.to_json())))
+        tally += Tally.from_json(json.loads(json.dumps(part.to_json())))
     report.print_report(tally, names, "all")
     printed = capsys.readouterr().out
     known, logits = labels[labels >= 0], found[labels >= 0]
@@ -259,11 +251,11 @@ def test_a_report_of_summed_parts_says_what_the_whole_does(capsys):
 
 def test_large_numbers_do_not_run_together(capsys):
     counts = Counter({(0, 0): 197_463_001, (0, 1): 2_537_000, (1, 1): 2_197_463_000})
-    report.print_report(report.Tally(2, counts, 1.0, np.ones((3, 15))), ["neg", "pos"], "big")
+    report.print_report(Tally(2, counts, 1.0, np.ones((3, 15))), ["neg", "pos"], "big")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["0", "neg", "197,463,001", "2,537,000"] in rows and ["1", "pos", "0", "2,197,463,000"] in rows
     assert ["neg", "1.000", "0.987", "0.994", "200000001"] in rows
-    report.print_report(report.Tally(2, Counter({(-1, 1): 2_197_463_000})), ["neg", "a very long name"], "big")
+    report.print_report(Tally(2, Counter({(-1, 1): 2_197_463_000})), ["neg", "a very long name"], "big")
     assert ["1", "a", "very", "long", "name", "2,197,463,000"] in map(str.split, capsys.readouterr().out.splitlines())
 
 
@@ -271,7 +263,7 @@ def test_of_many_classes_the_most_frequent_are_reported(capsys):
     names = [f"class {number}" for number in range(100)]
     counts = Counter({(number, number): 100 - number for number in range(50)})
     counts |= {(number, 99): 50 - number for number in range(30)}
-    report.print_report(report.Tally(0, counts, 1.0, np.ones((3, 15))), names, "many")
+    report.print_report(Tally(0, counts, 1.0, np.ones((3, 15))), names, "many")
     printed = capsys.readouterr().out
     rows = printed.splitlines()
     assert [line.split()[1] for line in rows if re.match(r" +class \d+ +[01]\.", line)] == [*map(str, range(20))]
@@ -285,7 +277,7 @@ def test_of_many_classes_the_most_frequent_are_reported(capsys):
     assert rows[first] == "     50  class 0, predicted class 99"
     assert rows[first + 20] == f"not shown: 10 other confusions, {sum(range(21, 31)):,} rows" and len(rows) < 70
     unlabelled = Counter({(-1, number): number for number in range(1, 40)})
-    report.print_report(report.Tally(0, unlabelled), names, "many")
+    report.print_report(Tally(0, unlabelled), names, "many")
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].split() == ["39", "class", "39", "39"] and len(rows) == 23
     assert rows[-1] == f"  not shown: 80 classes, {sum(range(20)):,} rows"
@@ -295,45 +287,34 @@ def test_of_many_classes_the_most_frequent_are_reported(capsys):
 # what is written of the answers
 
 
-def test_of_many_classes_the_most_probable_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("classifier.answers.models.CELLS", 60)  # two rows at once
-    names = [f"topic {number}" for number in range(30)]
-    save(tmp_path / "best.pt", random_model(30), {"label_names": names, "leading_space": False})
+@pytest.mark.parametrize(
+    "classes, options, top", [(30, [], 5), (30, ["--top=2"], 2), (30, ["--top=99"], 30), (3, ["--top=2"], 2)]
+)
+def test_of_many_classes_or_with_top_the_most_probable_are_written(tmp_path, monkeypatch, classes, options, top):
+    monkeypatch.setattr("classifier.answers.models.CELLS", 60)  # of 30 classes two rows at once
+    names = [f"topic {number}" for number in range(classes)]
+    save(tmp_path / "best.pt", random_model(classes), {"label_names": names, "leading_space": False})
     texts = ["A lovely film.", "", "Dull.", "A mess of a film", "He left."]
-    (tmp_path / "new.csv").write_text("text,topic\n" + "".join(f"{text},topic 3\n" for text in texts))
-    loaded = [Classifier.load(tmp_path / "best.pt", "cpu", "float32")]
-    for options, top in (([], 5), (["--top=2"], 2), (["--top=99"], 30)):
-        succeed("evaluate.py", "--file=new.csv", *options, "--overwrite", *ANSWERS, "out.csv", cwd=tmp_path)
-        rows = answered(tmp_path / "out.csv")
-        columns = ["prediction", "confidence"]
-        columns += [f"{name}_{place}" for place in range(2, top + 1) for name in columns[:2]]
-        assert list(rows[0]) == ["text", "topic", *columns]
-        assert list(rows[1].values())[2:] == [""] * len(columns)
-        for row in (row for row in rows if row["text"]):
-            shares = log_probabilities(loaded, [row["text"]])[0].exp()
-            best = shares.argsort(descending=True, stable=True)[:top]
-            assert [row[name] for name in columns[::2]] == [names[i] for i in best]
-            found = [float(row[name]) for name in columns[1::2]]
-            np.testing.assert_allclose(found, shares[best].numpy(), atol=2e-6)
-
-
-def test_of_few_classes_top_gives_the_most_probable_only(place):
-    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "all.csv", cwd=place)
-    succeed("evaluate.py", "--file=new.csv", "--top=2", *ANSWERS, "two.csv", cwd=place)
-    for every, row in zip(answered(place / "all.csv"), answered(place / "two.csv"), strict=True):
-        added = ["prediction", "confidence", "prediction_2", "confidence_2"]
-        assert list(row)[4:] == added
-        shares = sorted(((every[f"p_{name}"], name) for name in NAMES if every[f"p_{name}"]), reverse=True)[:2]
-        expected = [cell for share, name in shares for cell in (name, share)]
-        assert [row[name] for name in added] == (expected or [""] * 4)
+    (tmp_path / "new.csv").write_text("text,topic\n" + "".join(f"{text},topic 1\n" for text in texts))
+    answer(tmp_path, "new.csv", *options)
+    rows = answered(tmp_path / "out.csv")
+    columns = ["prediction", "confidence"]
+    columns += [f"{name}_{place}" for place in range(2, top + 1) for name in columns[:2]]
+    assert list(rows[0]) == ["text", "topic", *columns]
+    assert list(rows[1].values())[2:] == [""] * len(columns)
+    for row in (row for row in rows if row["text"]):
+        (shares,) = probabilities(tmp_path, [row["text"]])
+        best = np.argsort(-shares, kind="stable")[:top]
+        assert [row[name] for name in columns[::2]] == [names[i] for i in best]
+        np.testing.assert_allclose([float(row[name]) for name in columns[1::2]], shares[best], atol=2e-6)
 
 
 def test_below_min_confidence_the_prediction_is_empty(place):
-    succeed("evaluate.py", "--file=new.csv", *ANSWERS, "all.csv", cwd=place)
+    answer(place, "new.csv", out="all.csv")
     every = answered(place / "all.csv")
     full = sorted((float(row["confidence"]), row) for row in every if row["confidence"])
     least = full[2][0]  # of four rows, two are below
-    printed = succeed("evaluate.py", "--file=new.csv", f"--min_confidence={least}", *ANSWERS, "sure.csv", cwd=place)
+    printed = answer(place, "new.csv", f"--min_confidence={least}", out="sure.csv")
     unsure = [row["key"] for _, row in full[:2]]
     for one, other in zip(every, answered(place / "sure.csv"), strict=True):
         assert other == one | ({"prediction": ""} if one["key"] in unsure else {})
@@ -344,12 +325,6 @@ def test_below_min_confidence_the_prediction_is_empty(place):
     text = ["evaluate.py", "--ckpt=best.pt", "--dtype=float32", "--text", full[0][1]["text"]]
     assert "\n(below 0.9) " in succeed(*text, "--min_confidence=0.9", cwd=place)
     assert "(below" not in succeed(*text, "--min_confidence=0.1", cwd=place)
-    for options, message in {
-        ("--min_confidence=1.5",): "--min_confidence must be from 0 to 1, not 1.5",
-        ("--top=0",): "--top must be 1 or more, not 0",
-        ("--no_labels", "--label_column=label"): "--no_labels and --label_column exclude each other",
-    }.items():
-        assert message in refuse("evaluate.py", "--file=new.csv", *options, *ANSWERS, "x.csv", cwd=place)
 
 
 # -----------------------------------------------------------------------------
@@ -358,16 +333,14 @@ def test_below_min_confidence_the_prediction_is_empty(place):
 
 def test_labels_of_another_task_are_refused_before_answering(place, monkeypatch):
     (place / "other.csv").write_text("text,label\n" + "fine,spam\nbad,ham\nwell,\n" * 4)
-    words = ["evaluate.py", "--file=other.csv", *ANSWERS, "out.csv"]
     with monkeypatch.context() as patched:
         patched.setattr(Classifier, "logits", lambda *_: pytest.fail("refused too late"))
-        message = refuse(*words, cwd=place)
+        message = refuse("evaluate.py", "--file=other.csv", *ANSWERS, "out.csv", cwd=place)
     assert "other.csv: none of the 8 labels is among the classes (1, 2, 3) of best.pt: is this the right" in message
-    assert "no labels to compare with" in succeed(*words, "--no_labels", cwd=place)
+    assert "no labels to compare with" in answer(place, "other.csv", "--no_labels")
     assert list(answered(place / "out.csv")[0]) == ["text", "label", "prediction", "confidence", "p_1", "p_2", "p_3"]
     (place / "test.csv").write_text("text,label\nfine,-1\nbad,-1\n")  # as GLUE's test files
-    printed = succeed("evaluate.py", "--file=test.csv", *ANSWERS, "test-out.csv", cwd=place)
-    assert "note: every label of test.csv is -1: read as no labels\n" in printed
+    assert "note: every label of test.csv is -1: read as no labels\n" in answer(place, "test.csv")
 
 
 def test_the_accuracy_on_a_file_of_training_has_a_note(place):
@@ -376,11 +349,10 @@ def test_the_accuracy_on_a_file_of_training_has_a_note(place):
     for split, done in (("train", "was trained on"), ("dev", "was chosen on"), ("other", "")):
         sources = {"train": ["0"], "dev": ["1"]} | {split: ["2", sha256]}
         save(place / "best.pt", random_model(3), data | {"sources": sources})
-        printed = succeed("evaluate.py", "--file=new.csv", "--overwrite", *ANSWERS, "out.csv", cwd=place)
+        printed = answer(place, "new.csv")
         note = f"note: best.pt {done} new.csv: new texts may be answered less well\n"
         assert (note in unwrapped(printed)) == bool(done)
-        unlabelled = ["--no_labels", "--overwrite", *ANSWERS, "out.csv"]
-        assert "less well" not in succeed("evaluate.py", "--file=new.csv", *unlabelled, cwd=place)
+        assert "less well" not in answer(place, "new.csv", "--no_labels")
 
 
 def test_texts_that_are_truncated_are_counted(place):
@@ -388,9 +360,8 @@ def test_texts_that_are_truncated_are_counted(place):
     save(place / "best.pt", random_model(3), data, settings={"prompt": " It was"})  # leaves 22 of 24 tokens
     texts = [" fine" * length for length in (21, 22, 23, 24, 25, 60)] + [""]
     (place / "long.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
-    note = "note: 4 of 6 texts are longer than 24 tokens: their last 24 are read\n"
-    printed = succeed("evaluate.py", "--file=long.csv", *ANSWERS, "out.csv", cwd=place)
-    assert note in unwrapped(printed)
+    note = "note: 4 of 6 texts are longer than 22 tokens: their last 22 are read\n"
+    assert note in unwrapped(answer(place, "long.csv"))
     words = ["evaluate.py", "--ckpt=best.pt", "--dtype=float32", "--text"]
     done = here(*words, "-", cwd=place, stdin="\n".join(texts) + "\n")
     assert unwrapped(done.stderr.decode()).startswith(note)
@@ -437,14 +408,14 @@ def test_each_of_many_files_is_answered_as_if_it_were_the_only_one(parts):
     assert "answered has the answers to 4 files (rows: 160, without a text: 16)\n" in printed
     assert printed.count("columns: ") == 1
     for name, content in answers_in(parts / "answered").items():
-        succeed("evaluate.py", f"--file=parts/{name}", *ANSWERS, f"alone-{name}", cwd=parts)
+        answer(parts, f"parts/{name}", out=f"alone-{name}")
         assert (parts / f"alone-{name}").read_bytes() == content
     # and the report is that of one file with all rows
     columns = [read_table(parts / "parts" / name).column for name in PARTS]
     with open(parts / "all.csv", "w", newline="") as f:
         cells = [row for column in columns for row in zip(column("text"), column("label"), strict=True)]
         csv.writer(f).writerows([("text", "label"), *cells])
-    whole = succeed("evaluate.py", "--file=all.csv", *ANSWERS, "out.csv", cwd=parts)
+    whole = answer(parts, "all.csv")
     assert "labels to compare with: 128 of 160 rows\n" in whole and report_in(printed) == report_in(whole)
     # the same command again has nothing to do, nor has one that names the files
     files = [f"parts/{name}" for name in PARTS]
@@ -480,7 +451,7 @@ def test_answers_that_do_not_fit_are_replaced_only_if_asked(parts):
         succeed(*MANY, *options, "--overwrite", cwd=parts)
         if options:
             succeed(*MANY, "--overwrite", cwd=parts)
-        succeed("evaluate.py", "--file=parts/p3.tsv", *ANSWERS, "alone.tsv", "--overwrite", cwd=parts)
+        answer(parts, "parts/p3.tsv", out="alone.tsv")
         assert (parts / "answered" / "p3.tsv").read_bytes() == (parts / "alone.tsv").read_bytes()
 
 
@@ -543,7 +514,7 @@ def test_what_cannot_be_answered_into_a_folder_is_refused(parts):
     assert "one has the answers to 1 file (" in printed and [*answers_in(parts / "one")] == ["p1.csv"]
     (parts / "classes" / "1").mkdir(parents=True)
     (parts / "classes" / "1" / "a.txt").write_text("fine")
-    succeed("evaluate.py", "--file=classes", *ANSWERS, "classes.csv", cwd=parts)  # one table
-    assert [row["id"] for row in answered(parts / "classes.csv")] == ["1/a.txt"]
+    answer(parts, "classes")  # one table
+    assert [row["id"] for row in answered(parts / "out.csv")] == ["1/a.txt"]
     env = {"RANK": "2", "WORLD_SIZE": "2"}
     assert "RANK is 2: it must be at least 0 and below" in refuse(*MANY, cwd=parts, run=command, env=os.environ | env)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier.answers import models as answers
-from classifier.answers import report
 from classifier.answers.explain import Explanation, explain, without_each_word
+from classifier.answers.texts import print_explanation
 
 TEXT = "I loved every minute of it,\tand you will."
 
@@ -82,5 +82,5 @@ def test_the_command_prints_signed_numbers(folder):
 
 
 def test_no_word_rewrites_the_terminal(capsys):
-    report.print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.11, -0.2]), ["no", "yes"])
+    print_explanation(Explanation(torch.tensor([-1.0, -0.5]), ["a\x1b", "b"], [0.11, -0.2]), ["no", "yes"])
     assert capsys.readouterr().out.splitlines()[1] == r"  a\x1b (+0.11) b (-0.20)"

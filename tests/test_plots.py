@@ -12,7 +12,7 @@ from conftest import REPO, make_split
 
 from classifier.answers.models import Chunk
 from classifier.answers.plots import draw_confusion, draw_reliability
-from classifier.answers.report import tally_of
+from classifier.answers.tally import tally_of
 from classifier.training.curves import draw_curves
 
 LOG = """step,epoch,split,loss,accuracy,learning_rate,grad_norm,examples_per_second,seconds

@@ -81,7 +81,7 @@ def calibrate(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
         )
     stages = {"before": logits.double(), "after": logits.double() / temperature}
     stages["cross_validated"] = calibrated_by_folds(logits, labels)
-    found = {"temperature": temperature, "examples": len(labels)}
+    found: dict[str, Any] = {"temperature": temperature, "examples": len(labels)}
     for stage, scaled in stages.items():
         loss, _ = loss_and_accuracy(scaled, labels)
         found[stage] = {"loss": loss, "calibration_error": calibration_error(scaled, labels)}

@@ -1,6 +1,7 @@
 """The model card of an exported folder: what the model reads, how good it is, how it was trained."""
 
 import re
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -43,14 +44,14 @@ def model_card(classifier: Classifier, tokens: str) -> str:
         low, high = wilson_interval(round(accuracy * examples), examples)
         result = f"Accuracy **{accuracy:.3f}** (95% Wilson interval {low:.3f} to {high:.3f}, {examples:,} examples) on "
         result += "the dev split, an optimistic figure: the best epoch was chosen on it."
-        about = {"task_type": "text-classification", "metric_type": "accuracy", "dataset_split": "dev"}
-        about |= {"dataset_type": "text", "dataset_name": printable(task), "metric_value": accuracy}
-        header.model_name, header.eval_results = printable(task), [EvalResult(**about)]
+        measured = EvalResult("text-classification", "text", printable(task), "accuracy", accuracy, dataset_split="dev")
+        header.model_name, header.eval_results = printable(task), [measured]
     hidden = MAY_CHANGE - {"epochs", "max_steps"}  # paths, and what changes no result
     facts = {name: value for name, value in run["settings"].items() if name not in hidden}
     facts |= {name: getattr(classifier.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
     facts |= {name: run[name] for name in ("started", "git", "versions", "device", "dtype") if name in run}
-    words = {"task": escaped(task), "classes": escaped(", ".join(data["label_names"])), "tokens": tokens}
+    words: dict[str, Any] = {"task": escaped(task), "tokens": tokens}
+    words["classes"] = escaped(", ".join(data["label_names"]))
     if len(classifier.text_columns) > 1:
         words["columns"] = escaped(", ".join(classifier.text_columns))
     words["facts"] = [(escaped(name), escaped(repr(value))) for name, value in facts.items()]

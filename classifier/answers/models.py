@@ -1,5 +1,6 @@
 """Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -169,32 +170,22 @@ def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tup
 
 def predict_all(classifiers: list[Classifier], split: Split) -> Tensor:
     """Compute the logits of one model, or the logarithm of the mean probabilities of several: (examples, K)."""
-    with tqdm(total=len(classifiers) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
+    with progress(len(classifiers) * len(split), " texts") as bar:
         return average([classifier.logits(split, bar.update) for classifier in classifiers])
 
 
 def log_probabilities(classifiers: list[Classifier], texts: list[str]) -> Tensor:
     """Compute the log-probabilities of any number of texts: float64 (texts, K), NaN for a blank text."""
     found = torch.full((len(texts), len(classifiers[0].label_names)), torch.nan, dtype=torch.float64)
-    with tqdm(total=len(classifiers) * len(texts), unit=" rows", disable=None, leave=False, delay=1) as bar:
-        for chunk in answer_texts(classifiers, texts, bar.update):
-            found[chunk.rows] = chunk.log_probabilities
+    for chunk in answer_texts(classifiers, texts):
+        found[chunk.rows] = chunk.log_probabilities
     return found
 
 
-def answer_texts(
-    classifiers: list[Classifier], texts: list[str], on_examples: Callable[[int], Any] = lambda count: None
-) -> Iterator[Chunk]:
-    """Yield the answers to any number of texts in chunks, leaving out blank texts.
-
-    on_examples: called with the number of examples that some classifier has finished.
-    """
+def answer_texts(classifiers: list[Classifier], texts: list[str]) -> Iterator[Chunk]:
+    """Yield the answers to any number of texts in chunks, leaving out blank texts."""
     rows = np.flatnonzero([bool(text.strip()) for text in texts])
-
-    def tokenized(classifier: Classifier, chosen: np.ndarray) -> Split:
-        return classifier.tokenize([texts[row] for row in chosen])
-
-    return _in_chunks(classifiers, rows, tokenized, on_examples)
+    return _in_chunks(classifiers, rows, lambda classifier, some: classifier.tokenize([texts[row] for row in some]))
 
 
 def answer_split(classifiers: list[Classifier], split: Split) -> Iterator[Chunk]:
@@ -203,23 +194,32 @@ def answer_split(classifiers: list[Classifier], split: Split) -> Iterator[Chunk]
     def part(_: Classifier, chosen: np.ndarray) -> Split:
         return replace(split, offsets=split.offsets[chosen[0] : chosen[-1] + 2], labels=None)
 
-    with tqdm(total=len(classifiers) * len(split), unit="ex", disable=None, leave=False, delay=1) as bar:
-        yield from _in_chunks(classifiers, np.arange(len(split)), part, bar.update)
+    return _in_chunks(classifiers, np.arange(len(split)), part)
 
 
 def _in_chunks(
-    classifiers: list[Classifier],
-    rows: np.ndarray,
-    split_of: Callable[[Classifier, np.ndarray], Split],
-    on_examples: Callable[[int], Any],
+    classifiers: list[Classifier], rows: np.ndarray, split_of: Callable[[Classifier, np.ndarray], Split]
 ) -> Iterator[Chunk]:
     at_once = max(1, min(AT_ONCE, CELLS // len(classifiers[0].label_names)))
-    for start in range(0, len(rows), at_once):
-        chosen = rows[start : start + at_once]
-        splits = [split_of(classifier, chosen) for classifier in classifiers]
-        pairs = list(zip(classifiers, splits, strict=True))
-        found = average([classifier.logits(split, on_examples) for classifier, split in pairs]).log_softmax(-1)
-        yield Chunk(chosen, found, np.array([classifier.count_longer(split) for classifier, split in pairs]))
+    with progress(len(classifiers) * len(rows), " texts") as bar:
+        for start in range(0, len(rows), at_once):
+            chosen = rows[start : start + at_once]
+            pairs = [(classifier, split_of(classifier, chosen)) for classifier in classifiers]
+            found = average([classifier.logits(split, bar.update) for classifier, split in pairs]).log_softmax(-1)
+            yield Chunk(chosen, found, np.array([classifier.count_longer(split) for classifier, split in pairs]))
+
+
+def progress(total: int, unit: str) -> tqdm:
+    """Return a progress bar for a terminal; of several processes, the first shows it."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    return tqdm(total=total, unit=unit, unit_scale=True, disable=None if is_first else True, leave=False, delay=1)
+
+
+def labels_of(split: Split) -> np.ndarray:
+    """Return a split's labels; raise a UserError if it has none."""
+    if split.labels is None:
+        raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
+    return split.labels
 
 
 def example_text(split: Split, index: int) -> str:

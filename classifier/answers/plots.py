@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from classifier.answers.calibration import BINS, error_of_bins
-from classifier.answers.report import Tally, confusion_matrix
 from classifier.answers.significance import wilson_interval
+from classifier.answers.tally import Tally
 from classifier.training.curves import BLUE, GREY, write_picture
 
 
@@ -19,7 +19,7 @@ def draw_confusion(path: Path, tally: Tally, label_names: list[str], name: str) 
     from sklearn.metrics import ConfusionMatrixDisplay  # here: the import takes a second
 
     classes = range(len(label_names))
-    counts = confusion_matrix(tally.counts(), len(classes))
+    counts = tally.confusion_matrix(len(classes))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 1.1 * len(classes)), 14.0)
     figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
@@ -54,6 +54,3 @@ def draw_reliability(path: Path, tally: Tally, label_names: list[str], name: str
     histogram.stairs(tally.bins[2], np.linspace(0, 1, BINS + 1), fill=True, color=BLUE)
     histogram.set(xlabel="confidence: probability of the predicted class", ylabel="examples", xlim=(0, 1))
     write_picture(figure, path)
-
-
-OF_A_SPLIT = {"confusion.png": draw_confusion, "reliability.png": draw_reliability}

@@ -32,8 +32,24 @@ record: .venv/ready ## the record attempt on SST, 25 GB: five seeds on sentences
 test: .venv/ready-dev ## formatting, lint and the whole test suite
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/test.yml
 	$(PY) -m pytest
+
+oldest: RESOLUTION = lowest-direct
+oldest: ## the test suite with the oldest packages that the requirements allow, in .venv-oldest
+	$(with-packages)
+
+newest: RESOLUTION = highest
+newest: ## the test suite with the newest ones, in .venv-newest
+	$(with-packages)
+
+define with-packages
+	$(PYTHON) -m venv .venv-$@
+	.venv-$@/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-$@/bin/uv pip install --python .venv-$@/bin/python --resolution $(RESOLUTION) -r requirements-dev.txt
+	.venv-$@/bin/python -m pytest
+endef
 
 gpu: .venv/ready-dev ## on a machine with a CUDA GPU: test and measure everything about it (SOURCE=DIR as above)
 	@$(PY) -c "from classifier import device, errors; errors.run(lambda: device.choose_device('cuda'))"
@@ -62,4 +78,4 @@ torture: .venv/ready-dev ## the long tests in full: faults at every system call,
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo sst cfimdb record test gpu gpu-tests gpu-speed torture
+.PHONY: help demo sst cfimdb record test oldest newest gpu gpu-tests gpu-speed torture

@@ -23,7 +23,7 @@ from classifier import errors
 from classifier.answers import models
 from classifier.answers.models import Classifier
 from classifier.answers.parts import answer_table
-from classifier.data.dataset import Split, load_split
+from classifier.data.dataset import Split, labels_of, load_split
 from classifier.data.own import cells_of, choose_columns, class_numbers
 from classifier.data.rows import ENDINGS, read_table
 from classifier.errors import UserError
@@ -86,14 +86,14 @@ def dev_split(classifiers: list[Classifier], data_dir: str | None) -> Split | No
 
 def find_mistakes(classifiers: list[Classifier], dev: Split) -> tuple[float, list[tuple[str, str]]]:
     """Return the accuracy on the dev set, and its most confident mistakes: what a button says of each, and its text."""
-    logits, names = models.predict_all(classifiers, dev), classifiers[0].label_names
+    logits, labels, names = models.predict_all(classifiers, dev), labels_of(dev), classifiers[0].label_names
     probabilities, predictions = logits.softmax(-1).max(-1)
     found = []
-    for i in models.most_confident_mistakes(logits, dev.labels)[:MISTAKES].tolist():
+    for i in models.most_confident_mistakes(logits, labels)[:MISTAKES].tolist():
         text = models.example_text(dev, i)
-        label = f"{names[dev.labels[i]]}, predicted {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
+        label = f"{names[labels[i]]}, predicted {names[predictions[i]]} ({probabilities[i]:.3f}): {text}"
         found.append((label, text))
-    return loss_and_accuracy(logits, dev.labels)[1], found
+    return loss_and_accuracy(logits, labels)[1], found
 
 
 def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | None, str, list[list[str]]]:
@@ -131,7 +131,7 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
         facts.append(
             f"accuracy {right / len(pairs):.3f} on {len(pairs):,} rows with a label in {columns['label'][0]!r}"
         )
-        facts[-1] += f"; always {always!r}: {count / len(pairs):.3f}"
+        facts[-1] += f"; always {always!r} {count / len(pairs):.3f}"
     message = "\n".join(f"- {errors.printable(fact.replace(folder, ''))}" for fact in facts)
     rows = zip(texts, predictions, confidences, strict=True)
     return str(out), message, [[shorten(text, 200), *found] for text, *found in islice(rows, SHOWN_ROWS)]

@@ -23,10 +23,10 @@ import torch
 from classifier import checkpoint, errors
 from classifier.answers import parts, report
 from classifier.answers.calibration import calibrate
-from classifier.answers.models import Classifier, answer_split, labels_of, load_all, predict_all, prepared_folder
+from classifier.answers.models import Classifier, answer_split, load_all, predict_all, prepared_folder
 from classifier.answers.tally import Ranked, Tally, classes_to_keep, columns_of_answers, rank
 from classifier.answers.texts import classify_texts
-from classifier.data.dataset import Split, load_split
+from classifier.data.dataset import Split, labels_of, load_split
 from classifier.data.rows import delimiter_named
 from classifier.data.table import Table
 from classifier.data.write_rows import write_table

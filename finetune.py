@@ -437,7 +437,7 @@ def train(stack: ExitStack) -> None:
                 files.write_json(out / "run.json", facts | {"best": best_facts, "ended": record.now()})
             number, share = predict.most_frequent(dev_set.labels)
             always = repr(data["label_names"][number])
-            print(f"best: {record.describe(state.best)}; always {always}: {share:.3f}")
+            print(f"best: {record.describe(state.best)}; always {always} {share:.3f}")
             if state.best["accuracy"] <= share:
                 tell(f"note: no better than always answering {always}: train longer or with another learning_rate")
             if facts["settings"]["init_from"] == "scratch":

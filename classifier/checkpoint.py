@@ -68,7 +68,7 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
             model = GPT(GPTConfig(**content["config"]))
         model.load_state_dict(content["model"], assign=True)
         # isfinite would copy the weights
-        fits = all(p.dtype == torch.float32 and sum(p.aminmax()).isfinite() for p in model.parameters())
+        fits = all(p.dtype == torch.float32 and torch.stack(p.aminmax()).isfinite().all() for p in model.parameters())
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

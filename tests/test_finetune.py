@@ -279,7 +279,7 @@ def test_what_is_no_better_than_chance_is_told(workspace):
     assert f"note: 1 step in all; {problems}so few steps teach random weights little: try --learning_rate" in printed
     model, saved = checkpoint.load(workspace / "out" / "best.pt")
     accuracy = saved["progress"]["best"]["accuracy"]
-    assert f"dev accuracy {accuracy:.3f}, loss 0.69" in printed and "; always 'negative': 0.500\n" in printed
+    assert f"dev accuracy {accuracy:.3f}, loss 0.69" in printed and "; always 'negative' 0.500\n" in printed
     assert ("no better than always answering 'negative'" in printed) == (accuracy <= 0.5)
     flags = re.search(r"try (--learning_rate.*)", printed)[1].split()
     printed = succeed(*hopeless, *flags, "--epochs=2", "--n_embd=64", cwd=workspace)

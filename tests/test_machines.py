@@ -98,6 +98,13 @@ def test_a_full_quota_names_what_could_not_be_written(tmp_path):
     assert not list((tmp_path / "data" / "my").glob("*.bin"))
 
 
+def test_without_a_home_plots_are_drawn_in_silence():
+    environment = {"HOME": "/proc/none", "PATH": os.environ["PATH"]}
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); import classifier.training.curves as c; print(c.Figure())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("Figure(") and done.stderr == ""
+
+
 # -----------------------------------------------------------------------------
 # Windows and Macs
 

@@ -219,7 +219,7 @@ def test_a_file_is_classified(place, pages, browser):
     counts = Counter(row["prediction"] for row in rows).most_common()
     assert facts[2] == "predicted: " + ", ".join(f"{name} {count}" for name, count in counts)
     right = sum(row["prediction"] == row["label"] for row in rows)
-    assert facts[3] == f"accuracy {right / 62:.3f} on 62 rows with a label in 'label'; always 'negative': 0.500"
+    assert facts[3] == f"accuracy {right / 62:.3f} on 62 rows with a label in 'label'; always 'negative' 0.500"
     shown = wait(browser, lambda: [each.text for each in find(browser, "#rows [role=gridcell][data-row='0']")])
     text = " ".join([rows[0]["title"], *rows[0]["body"].split()])
     assert shown == [text, rows[0]["prediction"], rows[0]["confidence"]]

@@ -119,7 +119,7 @@ def test_memory_stays_flat_over_many_steps(workspace):
         time.sleep(0.05)
         try:
             with open(f"/proc/{process.pid}/status") as f:
-                resident = next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
+                resident = next(int(line.split()[1]) for line in f if line.startswith("RssAnon"))
             with open(log, newline="") as f:
                 memory[sum(row["split"] == "train" for row in csv.DictReader(f))] = resident
         except (OSError, StopIteration):

@@ -215,13 +215,6 @@ def progress(total: int, unit: str) -> tqdm:
     return tqdm(total=total, unit=unit, unit_scale=True, disable=None if is_first else True, leave=False, delay=1)
 
 
-def labels_of(split: Split) -> np.ndarray:
-    """Return a split's labels; raise a UserError if it has none."""
-    if split.labels is None:
-        raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
-    return split.labels
-
-
 def example_text(split: Split, index: int) -> str:
     """Return the text of an example of a split, with the space that it may begin with."""
     return load_tokenizer().decode(split.tokens[split.offsets[index] : split.offsets[index + 1]].tolist())

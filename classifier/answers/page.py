@@ -30,7 +30,7 @@ def build(
     classifiers: list[Classifier],
     examples: list[str],
     mistakes: list[tuple[str, str]],
-    answer_file: Callable[[str], tuple[str | None, str, list[list[str]]]],
+    answer_file: Callable[[str | None], tuple[str | None, str, list[list[str]]]],
 ) -> gr.Blocks:
     """Build the page.
 
@@ -54,9 +54,10 @@ def build(
             words = gr.HighlightedText(label=colours, visible=False, elem_id="words")
             meaning = "Probabilities; drop in log-probability without each word, in nats"
             numbers = gr.Textbox(label=meaning, max_lines=14, visible=False, buttons=["copy"], elem_id="numbers")
-            shown = {"outputs": [found, note, words, numbers], "api_visibility": "private"}
+            shown: list[gr.blocks.Block] = [found, note, words, numbers]
             ask = partial(answer, classifiers)
-            gr.on([box.submit, run.click], ask, box, trigger_mode="always_last", **shown)
+            asked = [box.submit, run.click]
+            gr.on(asked, ask, box, shown, trigger_mode="always_last", api_visibility="private")
             if examples:
                 gr.Markdown("## Examples")
                 for example in examples:
@@ -85,13 +86,15 @@ def build(
     return page
 
 
-def add_opener(label: str, text: str, box: gr.Textbox, tabs: gr.Tabs, ask: Callable, shown: dict[str, Any]) -> None:
+def add_opener(label: str, text: str, box: gr.Textbox, tabs: gr.Tabs, ask: Callable, shown: list[Any]) -> None:
     """Add a button that puts a text into the box and classifies it."""
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
     button = gr.Button(shorten(label, 200, placeholder=" ..."), elem_classes="text", size="md")
-    opened = button.click(lambda: (text, gr.Tabs(selected="text")), outputs=[box, tabs], **quiet)
-    focused = opened.then(None, js="() => document.querySelector('#box textarea').focus()", **quiet)
-    focused.then(partial(ask, text), **shown)  # the text itself: a browser's box changes some line ends
+    into_box = lambda: (text, gr.Tabs(selected="text"))  # noqa: E731
+    opened = button.click(into_box, outputs=[box, tabs], api_visibility="private", show_progress="hidden")
+    focus = "() => document.querySelector('#box textarea').focus()"
+    focused = opened.then(None, js=focus, api_visibility="private", show_progress="hidden")
+    # the text itself: a browser's box changes some line ends
+    focused.then(partial(ask, text), outputs=shown, api_visibility="private")
 
 
 def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label, str, gr.HighlightedText, gr.Textbox]]:
@@ -125,14 +128,23 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
         tints = [0.6 * contribution / largest for contribution in contributions]  # full colour would be hard to read
         ordered = sorted(zip(contributions, words, strict=True), key=lambda pair: -abs(pair[0]))
         numbers = "\n".join(f"{contribution:+.3f}  {word}" for contribution, word in ordered)
-        tinted = list(zip(words, tints, strict=True))
+        tinted: list[tuple[str, str | float | None]] = list(zip(words, tints, strict=True))
         yield found, "", gr.HighlightedText(tinted, visible=True), gr.Textbox(f"{said}\n{numbers}", visible=True)
 
 
 def show(page: gr.Blocks, host: str, port: int) -> None:
     """Serve the page until Ctrl-C."""
-    quiet = {"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "run_history": False}
-    where = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
-    _, url, _ = page.launch(theme=THEME, css=STYLE, **where, **quiet)
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        theme=THEME,
+        css=STYLE,
+    )
     print(f"the page is at {url} (press Ctrl-C to stop it)", flush=True)
     page.block_thread()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from classifier.answers.calibration import BINS, error_of_bins
-from classifier.answers.models import Classifier, example_text, labels_of
+from classifier.answers.models import Classifier, example_text
 from classifier.answers.significance import paired_difference, wilson_interval
 from classifier.answers.tally import LISTED, MOST, Ranked, Tally
-from classifier.data.dataset import Split, long_note
+from classifier.data.dataset import Split, labels_of, long_note
 from classifier.data.table import counted
 from classifier.errors import printable, tell
 
@@ -40,11 +40,11 @@ def print_report(tally: Tally, label_names: list[str], name: str, least: float =
     labels, _, numbers = tally.counts()
     of_class = np.bincount(labels, numbers).astype(int)
     largest = label_names[of_class.argmax()]
-    line = f"{name} accuracy: {right / examples:.3f} (95% Wilson interval {low:.3f} to {high:.3f});"
-    always = f'always "{largest}": {of_class.max() / examples:.3f}'
-    print("\n" + line + (" " if len(line + always) < WIDTH else "\n  ") + always)
+    print()
     if right <= of_class.max():
-        tell(f'note: no better than always answering "{largest}"')
+        tell(f"note: no better than always answering {largest!r}")
+    interval = f"95% Wilson interval {low:.3f} to {high:.3f}"
+    print(f"{name} accuracy: {right / examples:.3f} ({interval}); always {largest!r} {of_class.max() / examples:.3f}")
 
 
 def _print_predicted(tally: Tally, label_names: list[str]) -> None:

@@ -60,6 +60,13 @@ class Split:
         return self.id_lines.tobytes().decode("utf-8", "replace").split("\n")[:-1]
 
 
+def labels_of(split: Split) -> np.ndarray:
+    """Return a split's labels; raise a UserError if it has none."""
+    if split.labels is None:
+        raise UserError(f"the {split.name} split has no labels: --compare, --errors and --plots need them")
+    return split.labels
+
+
 def count_longer(split: Split, block_size: int) -> int:
     """Return how many examples are truncated to block_size."""
     room, chunk = block_size - len(split.prompt), 2**20  # examples at a time: the offsets may exceed the memory

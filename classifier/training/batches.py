@@ -34,7 +34,8 @@ class Texts:
     """
 
     def __init__(self, split: Split, model: GPT, is_compiled: bool = False) -> None:
-        self.split, self.labels = split, split.labels
+        self.split = split
+        self.labels = np.zeros(0, np.int16) if split.labels is None else split.labels  # without any, none is asked for
         self.block_size, self.device = model.config.block_size, model.head.weight.device
         self.is_packed = self.device.type == "cpu" and not is_compiled
         # one more group costs about as much as one or two tokens at GPT-2's width, and more in a narrow model

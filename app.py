@@ -125,6 +125,8 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
     numbers = class_numbers(labels, first.label_names, first.file_labels)
     truths = [first.label_names[number] if number >= 0 else "" for number in numbers]
     pairs = [(truth, found) for truth, found in zip(truths, predictions, strict=False) if truth and found]
+    if any(label.strip() for label in labels) and not pairs:
+        facts.append(f"no label in {columns['label'][0]!r} is one of the model's classes: is this the right model?")
     if pairs:
         right, largest = sum(truth == found for truth, found in pairs), Counter(truth for truth, _ in pairs)
         always, count = largest.most_common(1)[0]

@@ -169,21 +169,27 @@ def parse_arguments() -> Namespace:
     parser = errors.argument_parser(__doc__)
     add = parser.add_argument
     add_files = partial(add, nargs="+", metavar="FILE")
-    add_files("--ckpt", default=["out/best.pt"], help="several answer as their mean (default: out/best.pt)")
+    add_files("--ckpt", default=["out/best.pt"], help="several are an ensemble (default: out/best.pt)")
     add("--data_dir", metavar="DIR", help="prepared folder (default: the one of training)")
     add("--split", default="dev", help="train, dev or test (default: %(default)s)")
     add_files("--compare", default=[], help="test the difference to another checkpoint, or the mean of several")
     add("--errors", type=int, metavar="N", help="list the N most confident mistakes")
     add("--plots", metavar="DIR", type=Path, help="draw the confusion matrix, and accuracy by confidence")
     add("--predictions", metavar="FILE", type=Path, help="write each example's prediction as CSV; the output of --file")
-    add("--top", type=int, metavar="K", help="in --predictions the K most probable classes (default: all, of many 5)")
+    add(
+        "--top",
+        type=int,
+        metavar="K",
+        help="in --predictions the K most probable classes (default: all; 5 of more than 20)",
+    )
     add("--min_confidence", type=float, metavar="X", default=0.0, help="leave predictions of a lower confidence empty")
     add("--submission", metavar="DIR", type=Path, help="write the CS224N prediction files of dev and test")
     add("--calibrate", metavar="FILE", type=Path, help="fit a temperature on dev; write a calibrated checkpoint")
     add("--overwrite", action="store_true", help="let output files be replaced")
     add_files("--file", type=Path, help="classify every row of a file; of several files or a folder into a folder")
     add_column = partial(add, metavar="COLUMN", default=[])
-    add_column("--text_column", nargs="+", help="of --file: the texts (default: found by name)")
+    texts = "of --file: the texts (default: the columns of training)"
+    add_column("--text_column", nargs="+", action="extend", help=texts)
     add_column("--label_column", nargs=1, help="of --file: labels to compare with (default: found by name)")
     add("--no_labels", action="store_true", help="of --file: compare with no labels")
     add("--no_header", action="store_true", help="of --file: the first line is a row; the columns are 1, 2, 3 ...")
@@ -207,7 +213,7 @@ def check_values(given: Namespace) -> None:
     written = {path.resolve() for path in (given.calibrate, given.predictions) if path}
     is_read = written & {Path(path).resolve() for path in (*given.ckpt, *(given.file or []))}
     text = "".join(given.text or [])
-    is_no_text = given.text and (not text.strip() or text != text.encode(errors="ignore").decode())
+    is_blank, is_broken = given.text and not text.strip(), text != text.encode(errors="ignore").decode()
     is_chosen, is_written = given.top or given.min_confidence, given.predictions or given.text
     problems = [
         (given.errors is not None and given.errors < 1, f"--errors must be 1 or more, not {given.errors}"),
@@ -218,7 +224,8 @@ def check_values(given: Namespace) -> None:
         (is_chosen and not is_written, "--top and --min_confidence need --predictions FILE, the file to write"),
         (given.no_labels and given.label_column, "--no_labels and --label_column exclude each other: leave out one"),
         (is_read, "--predictions and --calibrate must name another file than the one that is read"),
-        (is_no_text, 'the text is blank or not valid UTF-8: give another, as in --text "A lovely film."'),
+        (is_blank, 'the text is blank: give another, as in --text "A lovely film."'),
+        (is_broken, "the text is not valid UTF-8: put it into a file and use --file with --encoding"),
     ]
     for is_met, problem in problems:
         if is_met:

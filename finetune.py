@@ -21,9 +21,7 @@ new_head = False  # start with a random head even if init_from has one
 block_size = 64  # tokens of a sequence; longer ones are truncated
 keep = "last"  # which tokens of a longer sequence are read: the last, or the first ones
 prompt = ""  # text at the end of every sequence, such as a question; it is never truncated
-label_words: list[
-    str
-] = []  # one single-token word per class, as --label_words=bad,good: the head starts as their embeddings
+label_words: list[str] = []  # a single-token word per class (--label_words=bad,good): the head starts as these
 trainable_blocks = -1  # train only the last so many blocks and the head; 0: the head alone, -1: everything
 dropout = 0.2  # on embeddings, attention probabilities and both residual branches
 n_layer = 4  # blocks, for init_from=scratch
@@ -238,6 +236,8 @@ def train(stack: ExitStack) -> None:
     # number format: a resumed run keeps the one that it began with
     asked_dtype = saved["run"]["dtype"] if is_resumed and dtype == "auto" else dtype
     torch_dtype, why_dtype = choose_dtype(asked_dtype, torch_device)
+    if asked_dtype != dtype:
+        why_dtype = "as when the run began"
     dtype_name = str(torch_dtype).removeprefix("torch.")
     print(f"dtype: {dtype_name} ({why_dtype})")
     tune(torch_device, torch_dtype, deterministic)
@@ -437,12 +437,12 @@ def train(stack: ExitStack) -> None:
                 files.write_json(out / "run.json", facts | {"best": best_facts, "ended": record.now()})
             number, share = predict.most_frequent(dev_set.labels)
             always = repr(data["label_names"][number])
-            print(f"best: {record.describe(state.best)}; always {always} {share:.3f}")
+            by = " by macro-F1" if best_by == "macro_f1" else ""
+            print(f"best{by}: {record.describe(state.best)}; always {always} {share:.3f}")
             if state.best["accuracy"] <= share:
                 tell(f"note: no better than always answering {always}: train longer or with another learning_rate")
             if facts["settings"]["init_from"] == "scratch":
-                wrong = 1 - state.best["accuracy"]
-                print(f"note: a small model without GPT-2's weights is a toy: wrong on {wrong:.0%} of the dev set")
+                print("note: without GPT-2's weights the model knows little more than the words of its training data")
             if state.skipped:
                 print(f"skipped: {state.skipped} of {state.step} steps, whose gradient was not finite in float16")
             print(f"wall time {timedelta(seconds=round(state.seconds))}; the results are in {out}{os.sep}")

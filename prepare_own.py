@@ -95,7 +95,7 @@ def read_splits(files: dict[str, list[Path]], options: Namespace) -> tuple[dict[
         splits[split], notes = own.read_examples(of_split, columns, split == "test")
         for note in [*chain(*(table.notes for table in of_split)), *notes]:
             if options.strict:
-                raise UserError(f"{note} (--strict)")
+                raise UserError(f"--strict refuses a file with a note: {note}")
             tell(note)
     known = {label_value(label) for rows in splits.values() for label in {"", *rows.labels}}
     for label in options.drop_label:
@@ -142,7 +142,7 @@ def read_options() -> Namespace:
     column: dict[str, Any] = {"metavar": "COLUMN", "default": []}
     joined = "texts (default: found by name, as text); several columns are joined by line ends, in the order given: if "
     joined += "a text is too long, the first is cut first (the setting keep=first keeps the beginning)"
-    add("--text_column", **column, nargs="+", help=joined)
+    add("--text_column", **column, nargs="+", action="extend", help=joined)
     add("--label_column", **column, nargs="+", help="labels, one column (default: found by name, as label or class)")
     add("--id_column", **column, nargs=1, help="ids (default: id if there is one, otherwise the row's number)")
     add("--group_column", **column, nargs=1, help="rows with the same value here are not split between train and dev")
@@ -193,13 +193,21 @@ def refuse_to_replace(folder: Path, name: str, sources: tuple[str, str], text_co
     """Raise a UserError if the folder contains anything but data prepared from these columns of (train, dev) files."""
     if not (folder / "meta.json").exists() and not any(list(folder.glob(end)) for end in ("*.bin", "*.ids.txt")):
         return
+
+    def described(columns: list[str], train: str, dev: str) -> str:
+        return f"{' + '.join(columns)} of {train}" + (f", with {dev} as dev" if dev != train else "")
+
+    before = "unknown files"
     with suppress(UserError):
         meta = load_meta(folder)
-        before = tuple(meta["splits"][split]["source"]["name"] for split in ("train", "dev"))
-        if (meta["task"], before, meta.get("text_columns", text_columns)) == (name, sources, text_columns):
+        names = [meta["splits"][split]["source"]["name"] for split in ("train", "dev")]
+        before = described(meta.get("text_columns", text_columns), *names)
+        if meta["task"] == name and before == described(text_columns, *sources):
             return
-    wanted = f"{' + '.join(text_columns)} of {sources[0]} (train) and {sources[1]} (dev)"
-    raise UserError(f"{folder} was not prepared from {wanted}: choose another --name, or add --overwrite")
+    wanted = described(text_columns, *sources)
+    raise UserError(
+        f"{folder} was prepared from {before}, not from {wanted}: choose another --name, or add --overwrite"
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -233,7 +241,9 @@ def config_text(name: str, counts: np.ndarray, lengths: np.ndarray) -> str:
     batch_size = min(step_size, 2 ** int(math.log2(4096 / block_size)))  # about 4,096 tokens at once
     epochs = 10 if examples < 2_000 else 4 if examples <= 50_000 else 2
     steps_per_epoch = math.ceil(examples / step_size)
-    scratch = "--init_from=scratch --learning_rate=1e-3 --gradient_accumulation_steps=1"
+    scratch = "--init_from=scratch --learning_rate=1e-3 --n_layer=1 --n_head=1 --n_embd=64"
+    if step_size > batch_size:
+        scratch += " --gradient_accumulation_steps=1"
     if epochs * steps_per_epoch < 100:
         scratch += " --batch_size=8"  # so few steps of 32 examples teach it little
     return f"""\

@@ -46,7 +46,9 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         why = "it is a folder" if path.is_dir() else "finetune.py writes it at its first evaluation"
+        there = sorted(Path().glob("*/best.pt"))[:1]
         meant = did_you_mean(path / "best.pt" if path.is_dir() else path)
+        meant = meant or "".join(f"; did you mean {other}?" for other in there)
         raise UserError(f"there is no checkpoint {path}: {why}{meant}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch's format, whose checksums torch itself does not verify
@@ -57,7 +59,7 @@ def load(path: str | Path) -> tuple[GPT, dict[str, Any]]:
         is_unreadable = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
         if is_unreadable or is_out_of_memory(error):
             raise
-        raise UserError(f"{path} is no whole checkpoint: truncated, damaged or of another program") from None
+        raise UserError(f"{path} is not a whole checkpoint: truncated, damaged, or from another program") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= PARTS:
         raise UserError(f"{path} is no checkpoint of finetune.py")
     if content["format_version"] != FORMAT_VERSION:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
+CLOSE = 0.8  # how similar a name must be to be suggested
 # torch's words for it on a CPU, on a GPU, and cuBLAS's
 OUT_OF_MEMORY = ["can't allocate memory", "not enough memory", "out of memory", "size calculation overflowed"]
 OUT_OF_MEMORY += ["ALLOC_FAILED"]
@@ -118,7 +119,7 @@ def did_you_mean(path: str | Path, names: Iterable[str] = ()) -> str:
 
     names: what else could have been meant.
     """
-    found = _nearest(Path(path)) or next(iter(difflib.get_close_matches(str(path), names, n=1)), "")
+    found = _nearest(Path(path)) or next(iter(difflib.get_close_matches(str(path), names, n=1, cutoff=CLOSE)), "")
     return f"; did you mean {found}?" if found else ""
 
 
@@ -131,7 +132,7 @@ def _nearest(path: Path) -> Path | None:
         return None
     if (folder / path.name).exists():
         return folder / path.name
-    matches = difflib.get_close_matches(path.name, [each.name for each in folder.iterdir()], n=1)
+    matches = difflib.get_close_matches(path.name, [each.name for each in folder.iterdir()], n=1, cutoff=CLOSE)
     return folder / matches[0] if matches else None
 
 
@@ -164,6 +165,10 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports errors as fail does."""
 
     def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")):
+            if not any(option.startswith(word) for option in known):
+                message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(word, known, n=1))
         fail(f"{message} (--help shows the options)")
 
 

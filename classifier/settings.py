@@ -66,10 +66,14 @@ def read_settings(script: str, argv: list[str] | None = None) -> Any:
         name = option.removeprefix("--")
         if option.startswith("--") and equals:
             given = [(name, _parsed(text, settings.get(name)), option)]
-        elif os.path.isfile(argument):
+        elif os.path.isfile(argument) and argument.endswith(".py"):
             given = _assignments(argument, is_script=False)
+        elif os.path.isfile(argument):
+            raise UserError(f"{argument} is not a config file, whose name ends in .py: data goes to a prepare script")
         else:
-            how = did_you_mean(argument) or "; settings are given as --key=value (see --help)"
+            named = f"config/finetune_{argument}.py"
+            how = f"; did you mean {named}?" if os.path.isfile(named) else did_you_mean(argument)
+            how = how or "; settings are given as --key=value (see --help), and prepare_own.py writes config files"
             raise UserError(f"there is no config file {argument!r}{how}")
         for name, value, origin in given:
             settings[name] = _checked(name, value, origin, settings)

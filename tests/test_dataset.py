@@ -144,9 +144,7 @@ def test_long_texts_are_counted_and_keep_their_last_or_first_tokens():
         assert [cut.sequence(i, 2).tolist() for i in range(3)] == sequences
         assert cut.lengths(np.array([2, 0]), 4).tolist() == [2, 4]
         assert [count_longer(cut, block_size) for block_size in (2, 4, 5)] == [2, 1, 0]
-    assert (
-        long_note(1, 3, "texts", 30, "last") == "note: 1 of 3 texts are longer than 30 tokens: their last 30 are read"
-    )
+    assert long_note(1, 3, "texts", 30, "last") == "note: 1 of 3 texts is longer than 30 tokens: their last 30 are read"
     assert long_note(0, 3, "texts", 30, "last") is None
 
 

@@ -61,7 +61,8 @@ def test_the_report_agrees_with_the_predictions_it_writes(place):
     low, high = binomtest(round(accuracy * 240), 240).proportion_ci(method="wilson")
     interval = f"(95% Wilson interval {low:.3f} to {high:.3f})"
     always = f"always 'negative' {labels.count(0) / 240:.3f}"
-    assert printed.splitlines()[-1] == f"dev accuracy: {accuracy:.3f} {interval}; {always}"
+    lines = printed.splitlines()
+    assert lines[-2:] == [f"to compare with: {always}", f"dev accuracy: {accuracy:.3f} {interval}"]
     assert f"macro-F1 {f1_score(labels, predictions, average='macro'):.4f}" in printed
     assert f"loss {log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)):.4f}" in printed
     right_negatives = sum(label == prediction == 0 for label, prediction in zip(labels, predictions, strict=True))
@@ -330,7 +331,7 @@ def change(part, value):
     "spoil, message",
     [
         (lambda place: (place / "out" / "best.pt").unlink(), "there is no checkpoint out/best.pt"),
-        (spoil_pickle, "no whole checkpoint"),
+        (spoil_pickle, "not a whole checkpoint"),
         (lambda place: torch.save({"model": {}}, place / "out" / "best.pt"), "no checkpoint of finetune.py"),
         (change("model", {"wte.weight": torch.zeros(10, 16)}), "its weights do not fit its configuration"),
         (change("model", {"head.bias": torch.tensor([math.nan, 0])}), "out/best.pt is damaged"),

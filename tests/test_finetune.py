@@ -295,7 +295,7 @@ def test_the_first_column_of_a_long_text_is_cut_unless_the_first_tokens_are_kept
     run += ["--gradient_accumulation_steps=1", "--batch_size=8", "--epochs=6", "--dropout=0"]
     last = unwrapped(succeed(*run, cwd=tmp_path))
     assert "72 of 72 train texts are longer than 32 tokens: their last 32 are read, and 'title', the first" in last
-    assert "column, is cut first (--keep=first reads the others)" in last
+    assert "column, is cut first (--keep=first reads the first ones)" in last
     assert "no better than always answering" in last
     first = succeed(*run, "--keep=first", "--overwrite=True", cwd=tmp_path)
     assert "best: epoch" in first and "dev accuracy 1.000" in first and "is cut first" not in first
@@ -514,7 +514,7 @@ def test_a_run_is_resumed_in_the_number_format_that_it_began_with(workspace, mon
     succeed(*words, "--max_steps=1", cwd=workspace)
     auto = (torch.float32, "the CPU has no bfloat16")  # another machine
     printed = succeed(*words, "--max_steps=2", "--init_from=resume", cwd=workspace)
-    assert "dtype: bfloat16 (as asked)" in printed
+    assert "dtype: bfloat16 (as when the run began)" in printed
     assert "dtype was 'bfloat16' and is now 'float32'" in refuse(*RUN, "--init_from=resume", cwd=workspace)
 
 

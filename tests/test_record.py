@@ -84,7 +84,7 @@ def test_a_best_pt_of_another_run_is_neither_taken_nor_replaced(workspace, scrip
     assert "out/best.pt is from another run than out/last.pt: move one of them elsewhere" in message
     assert visible(out) == before
     (out / "best.pt").write_bytes(strange[:-100])
-    assert "out/best.pt is no whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
+    assert "out/best.pt is not a whole checkpoint" in refuse(*RUN, "--init_from=resume", "--epochs=2", cwd=workspace)
 
 
 def test_last_pt_is_written_for_a_best_at_the_end_and_after_a_minute(workspace, scripted, monkeypatch):

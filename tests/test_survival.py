@@ -37,7 +37,7 @@ def test_ctrl_c_stops_softly_and_the_run_resumes_to_the_same_bits(workspace, unb
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "to resume from out/last.pt, repeat the command with --init_from=resume" in errors
+    assert "to resume from out/last.pt, repeat the command and add --init_from=resume" in errors
     assert "Traceback" not in errors
     assert len(read_log(workspace / "out" / "log.csv")) >= 16
     succeed(*RUN, *LONGER, "--init_from=resume", cwd=workspace)

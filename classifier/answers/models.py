@@ -157,7 +157,7 @@ def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tup
     classifiers = [Classifier.load(path, device, dtype) for path in paths]
     for classifier in classifiers:
         if classifier.label_names != classifiers[0].label_names:
-            raise UserError(f"{classifier.path} has other classes than {paths[0]}: they cannot answer together")
+            raise UserError(f"{classifier.path} has other classes than {paths[0]}: they cannot be an ensemble")
     chosen, device_reason = choose_device(device)
     number_format, dtype_reason = choose_dtype(dtype, chosen)
     name = str(number_format).removeprefix("torch.")

@@ -114,22 +114,26 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
     if len(names) > MAX_BARS:
         title += f"; shown: {MAX_BARS} of {len(names):,} classes"
     found = gr.Label(bars, label=title, visible=True)
+    first = classifiers[0]
+    cut = ""
+    if first.count_longer(first.tokenize([text])):
+        cut = f"This text is long: only its {first.keep} {first.tokens_read} tokens are read."
     said = ", ".join(f"{name} {share:.3f}" for name, share in bars.items()) + "\n"
     no_words = gr.HighlightedText(visible=False), gr.Textbox(said, visible=True)
     if count == 1:
         yield found, "A one-word text has nothing to leave out.", *no_words
     elif count > MAX_WORDS:
         note = f"This text has {count:,} words; their contributions are computed for up to {MAX_WORDS}."
-        yield found, note, *no_words
+        yield found, f"{cut} {note}".strip(), *no_words
     else:
-        yield found, "Computing what each word contributes ...", *no_words
+        yield found, f"{cut} Computing what each word contributes ...".strip(), *no_words
         _, words, contributions = explain(text, partial(log_probabilities, classifiers))
-        largest = max(map(abs, contributions)) or 1
+        largest = max(0.01, *map(abs, contributions))  # what is next to nothing gets no colour
         tints = [0.6 * contribution / largest for contribution in contributions]  # full colour would be hard to read
         ordered = sorted(zip(contributions, words, strict=True), key=lambda pair: -abs(pair[0]))
         numbers = "\n".join(f"{contribution:+.3f}  {word}" for contribution, word in ordered)
         tinted: list[tuple[str, str | float | None]] = list(zip(words, tints, strict=True))
-        yield found, "", gr.HighlightedText(tinted, visible=True), gr.Textbox(f"{said}\n{numbers}", visible=True)
+        yield found, cut, gr.HighlightedText(tinted, visible=True), gr.Textbox(f"{said}\n{numbers}", visible=True)
 
 
 def show(page: gr.Blocks, host: str, port: int) -> None:

@@ -89,7 +89,8 @@ def _answer(job: Job, path: Path, out: Path, is_first: bool = True) -> Tally:
         job.tell_once(line)
     trained_on = [name.strip().lower() for name in first.text_columns]
     if len(trained_on) > 1 and [name.strip().lower() for name in columns["text"]] != trained_on:
-        job.tell_once(f"note: the model was trained on {' + '.join(first.text_columns)}, in this order: other answers")
+        names = " + ".join(first.text_columns)
+        job.tell_once(f"note: the model was trained on {names}, in this order: the answers may be worse")
     labels = _labels(first, table, columns, is_first)
     return answer_table(job.classifiers, table, columns["text"], out, labels, arguments.top, arguments.min_confidence)
 
@@ -155,9 +156,11 @@ def _report(job: Job, tally: Tally, name: str, sources: dict[Path, str]) -> None
         tell(note)
     for classifier in job.classifiers if tally.examples else ():
         known = classifier.saved["data"].get("sources", {})  # missing from older checkpoints
+        told: set[Path] = set()  # a file that dev was drawn from is both
         for split, done in (("train", "was trained on"), ("dev", "was chosen on")):
-            files = [path.name for path, sha256 in sources.items() if sha256 in known.get(split, ())]
-            if files:
+            of_split = {path for path, sha256 in sources.items() if sha256 in known.get(split, ())} - told
+            told |= of_split
+            if files := sorted(path.name for path in of_split):
                 some = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
                 tell(f"note: {classifier.path} {done} {some}: new texts may be answered less well")
 

@@ -43,8 +43,8 @@ def print_report(tally: Tally, label_names: list[str], name: str, least: float =
     print()
     if right <= of_class.max():
         tell(f"note: no better than always answering {largest!r}")
-    interval = f"95% Wilson interval {low:.3f} to {high:.3f}"
-    print(f"{name} accuracy: {right / examples:.3f} ({interval}); always {largest!r} {of_class.max() / examples:.3f}")
+    tell(f"to compare with: always {largest!r} {of_class.max() / examples:.3f}")
+    print(f"{name} accuracy: {right / examples:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
 
 
 def _print_predicted(tally: Tally, label_names: list[str]) -> None:

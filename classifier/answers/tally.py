@@ -133,6 +133,6 @@ def columns_of_answers(ranked: Ranked, label_names: list[str], top: int | None, 
         columns |= {f"p_{name}": by_class[:, number] for number, name in enumerate(label_names)}
         return columns
     for place in range(1, min(top or LISTED, len(label_names))):
-        columns[f"prediction_{place + 1}"] = names[ranked.classes[:, place]]
+        columns[f"prediction_{place + 1}"] = np.where(shares[:, 0] < least, None, names[ranked.classes[:, place]])
         columns[f"confidence_{place + 1}"] = shares[:, place]
     return columns

@@ -81,7 +81,9 @@ def long_note(longer: int, count: int, texts: str, tokens: int, keep: str) -> st
     """
     if not longer:
         return None
-    longer_ones = f"{longer:,} of {count:,} {texts} are longer than {counted(tokens, 'token')}"
+    longer_ones = (
+        f"{longer:,} of {count:,} {texts} {'is' if longer == 1 else 'are'} longer than {counted(tokens, 'token')}"
+    )
     return f"note: {longer_ones}: their {keep} {tokens} are read"
 
 

@@ -343,7 +343,10 @@ def choose_dev(train: Examples, names: list[str], share: float, seed: int) -> np
 
     counts = np.bincount(labels[first], minlength=len(names))  # of sentences, by their first label
     if counts.min() < 2:
-        raise UserError(f"the class {names[counts.argmin()]!r} has fewer than two different texts: {hint}")
+        rare = counts.argmin()
+        place, name = train.places[int(np.flatnonzero(labels == rare)[0])], names[rare]
+        hint = f"add texts, leave it out with --drop_label {shlex.quote(name)}, or pass a file with --dev"
+        raise UserError(f"the class {name!r} has fewer than two different texts ({place}): {hint}")
     try:
         size = math.ceil(share * len(first))
         _, dev = train_test_split(np.arange(len(first)), test_size=size, stratify=labels[first], random_state=seed)

@@ -48,7 +48,7 @@ def read_table(
         return _read_workbook(path, content, no_header)
     is_fasttext = delimiter is None and b"__label__" in content[:100]
     if ending not in ENDINGS and not is_fasttext:
-        raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)}, or these and .gz, .zip, .bz2, .xz")
+        raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)} (text also packed: .gz, .zip, .bz2, .xz)")
     text, notes = decoded(path, content, encoding)
     del content  # as large as the text
     if is_fasttext and FASTTEXT.match(text) and 2 * text.count("__label__") > text.count("\n"):

@@ -35,7 +35,7 @@ def ending_to_write(path: Path, table: Table, added: Iterable[str]) -> str:
     """Return write_table's format for a path, as an ending; raise an error if it cannot write the table in it."""
     ending = ending_of(path)
     if ending not in ENDINGS:
-        raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)}, or text formats and .gz, .bz2, .xz")
+        raise UserError(f"{path}: the name must end in {', '.join(ENDINGS)} (text also packed: .gz, .bz2, .xz)")
     if taken := [name for name in added if name in table.columns]:
         raise UserError(f"{table.path} has a column {taken[0]!r} already: rename it")
     if ending.startswith((".json", ".parquet")) and len(set(table.columns)) < len(table.columns):

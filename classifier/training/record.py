@@ -93,7 +93,7 @@ def how_to_resume(step: int, last: Path, log: IO[str] | None) -> str:
     stopped = "stopped after 1 step" if step == 1 else f"stopped after {step} steps"
     if log is None or not last.is_file():
         return f"{stopped}: no last.pt was written yet"
-    return f"{stopped}: to resume from {last}, repeat the command with --init_from=resume"
+    return f"{stopped}: to resume from {last}, repeat the command and add --init_from=resume"
 
 
 def draw(out: Path, best_step: int, reference_accuracy: float) -> None:

@@ -87,7 +87,8 @@ def print_job(settings: Any, data: dict[str, Any], model: GPT, train: Split, dev
         if note := long_note(longer, len(split), f"{split.name} texts", room, settings.keep):
             columns = data["text_columns"] if settings.keep == "last" else []
             how = f", and {columns[0]!r}, the first column, is cut first" if len(columns) > 1 else ""
-            tell(f"{note}{how} (--keep={'first' if settings.keep == 'last' else 'last'} reads the others)")
+            other = "first" if settings.keep == "last" else "last"
+            tell(f"{note}{how} (--keep={other} reads the {other} ones)")
     if distributed.size() > 1:
         print(f"processes: {distributed.size()}, each with its share of every step")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,9 @@ def check() -> None:
 def _request(number: int, _: FrameType | None) -> None:
     global requested
     if requested and number == signal.SIGINT:  # a second Ctrl-C
-        raise KeyboardInterrupt
+        if "IPython" in sys.modules:  # a notebook's kernel stays alive
+            raise KeyboardInterrupt
+        os._exit(128 + number)  # Python would drop an exception in the middle of a destructor
     requested = number
     with suppress(OSError):  # os.write, since print may be interrupted in the middle
         os.write(2, b"\nstopping: the current step is dropped (Ctrl-C again: quit now, without saving)\n")

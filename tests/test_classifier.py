@@ -67,3 +67,6 @@ def test_what_is_no_list_of_texts_is_refused(tmp_path):
         classifier(["Fine.", " \n"])
     with pytest.raises(UserError, match="reads one text, not 2"):
         classifier([["Fine.", "Bad."]])
+    for wrong in ({"device": "gpu"}, {"dtype": "half"}):
+        with pytest.raises(UserError, match="must be one of auto, .*, not '(gpu|half)'"):
+            Classifier.load(tmp_path / "best.pt", **wrong)

@@ -16,7 +16,7 @@ from classifier import checkpoint
 from classifier.data.dataset import Split, count_longer, load_meta, prepare_script, training_files
 from classifier.data.own import row_text
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
-from classifier.device import choose_device, choose_dtype, tune
+from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
 from classifier.errors import UserError, tell
 from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
@@ -61,6 +61,9 @@ class Classifier:
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> "Classifier":
         """Load a checkpoint in evaluation mode, on a device (cuda, mps or cpu), for products in a dtype of DTYPES."""
+        for name, value, choices in (("device", device, DEVICES), ("dtype", dtype, ("auto", *DTYPES))):
+            if value not in choices:
+                raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         chosen, _ = choose_device(device)
         number_format, _ = choose_dtype(dtype, chosen)
         tune(chosen, number_format)

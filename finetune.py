@@ -372,9 +372,7 @@ def train(stack: ExitStack) -> None:
                 if is_best or (state.step > saved_step and (is_end or is_time)):
                     save(last_path)
                     saved_step, saved_at = state.step, time.monotonic()
-                if (
-                    is_best
-                ):  # if the run is killed before this line, resuming repeats the evaluation and gets here again
+                if is_best:  # a run that is killed before this line repeats the evaluation when it is resumed
                     save(best_path)
                     if is_first:
                         record.draw(out, state.best["step"], reference_accuracy)

@@ -248,6 +248,5 @@ def token_budget_for(model: GPT, dtype: torch.dtype, free: int) -> int:
     copies = dtype.itemsize * sum(p.numel() for p in model.h.parameters()) if dtype != torch.float32 else 0
     left = SHARE_OF_MEMORY * (free - 3 * 4 * trained - copies - 4 * model.wte.weight.numel())
     tokens = int(max(left, 0)) // activation_bytes(model, dtype)
-    return min(
-        1 << max(tokens.bit_length() - 1, 8), MOST_TOKENS
-    )  # at least 256, which training halves if it is too much
+    # at least 256, which training halves if it is too much
+    return min(1 << max(tokens.bit_length() - 1, 8), MOST_TOKENS)

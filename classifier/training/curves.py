@@ -41,9 +41,8 @@ def draw_curves(path: Path, log: Path, best_step: int, reference_accuracy: float
     except (ValueError, KeyError, TypeError, csv.Error):
         raise UserError(f"{log} is not a log of finetune.py, so its curves cannot be drawn") from None
     figure = Figure(figsize=(7, 5.6))
-    figure.subplots_adjust(
-        left=0.1, right=0.98, top=0.95, bottom=0.09, hspace=0.08
-    )  # fixed: a layout engine draws twice
+    # fixed: a layout engine draws twice
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.95, bottom=0.09, hspace=0.08)
     losses, accuracy = figure.subplots(2, 1, sharex=True)
     losses.plot(train_epochs, train_losses, color=GREY, linewidth=1, label="train, each step")
     losses.plot(dev_epochs, dev_losses, color=BLUE, marker="o", markersize=4, label="dev")

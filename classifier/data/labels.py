@@ -18,7 +18,7 @@ SCORE = re.compile(r"-?(0|[1-9][0-9]{0,14})([.,][0-9]{1,15})?")
 
 def label_value(label: str) -> int | str:
     """Return the same for all spellings of a class: 1 and 1.0, true and True, composed and decomposed accents."""
-    if re.fullmatch(r"-?(0|[1-9][0-9]{0,14})(\.0+)?", label):
+    if re.fullmatch(r"-?(0|[1-9][0-9]{0,14})(\.0)?", label):
         return int(label.partition(".")[0])
     label = unicodedata.normalize("NFC", label)
     return label.lower() if label.lower() in ("true", "false") else label

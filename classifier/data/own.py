@@ -17,7 +17,7 @@ import numpy as np
 from classifier.data.labels import class_numbers, label_order, label_value, look, number_in, spellings
 from classifier.data.rows import read_table
 from classifier.data.table import USUAL_NAMES, Table, counted
-from classifier.errors import UserError, tell
+from classifier.errors import UserError, printable, tell
 
 OTHER_NAMES = ("id", "", "unnamed: 0", "index", "__index_level_0__")  # row numbers, as pandas writes them
 MAX_CLASSES = 2**15  # class numbers are int16
@@ -308,7 +308,8 @@ def number_labels(rows: Rows, classes: list[str], is_test: bool = False) -> Exam
     elif unknown:
         label = unknown[0]
         problem = f"the label {label[:60]!r} is not among {', '.join(classes)[:200]!r}"
-        advice = f"correct it, or leave such rows out with prepare_own.py's --drop_label {shlex.quote(label[:60])}"
+        option = f"--drop_label {shlex.quote(printable(label[:60]))}"
+        advice = f"correct it, or leave such rows out with prepare_own.py's {option}"
         if alike := [name for name in classes if look(name) == look(label)]:
             advice = f"it looks like {alike[0][:60]!r}: give them one spelling in the files"
         raise UserError(f"{_place(rows, label)}: {problem}: {advice}")

@@ -31,7 +31,6 @@ from classifier.training.predict import loss_and_accuracy
 
 EXAMPLES, MISTAKES, MAX_ROWS = 5, 20, 10_000
 SHOWN_ROWS, MOST_CLASSES = 10, 20  # of an answered file
-ADDED = ("prediction", "confidence")  # columns of an answered file
 
 
 def main() -> None:
@@ -113,12 +112,12 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
         columns, reasons = choose_columns(table, {}, ["text"], ["label"], first.text_columns)
         name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
         out = Path(path).with_name(f"answered-{name}")
-        answer_table(classifiers, table, columns["text"], out)
+        added, _ = answer_table(classifiers, table, columns["text"], out)
         labels = cells_of(table, columns["label"]) if "label" in columns else []
-        answered = read_table(out)
     except (UserError, OSError, ModuleNotFoundError) as error:
         return None, errors.printable(f"No answers: {error}".replace(folder, "")), []
-    texts, predictions, confidences = cells_of(table, columns["text"]), *map(answered.column, ADDED)
+    texts, predictions = cells_of(table, columns["text"]), [each or "" for each in added["prediction"]]
+    confidences = ["" if each != each else f"{each:.3f}" for each in added["confidence"]]
     facts = [f"rows: {len(texts):,}, without a text: {predictions.count(''):,}", reasons, *table.notes]
     counts = Counter(filter(None, predictions)).most_common(MOST_CLASSES)
     facts.append("predicted: " + ", ".join(f"{name} {count:,}" for name, count in counts))

@@ -119,6 +119,8 @@ def did_you_mean(path: str | Path, names: Iterable[str] = ()) -> str:
 
     names: what else could have been meant.
     """
+    if Path(path).exists():  # but it is a folder, or not what is needed
+        return ""
     found = _nearest(Path(path)) or next(iter(difflib.get_close_matches(str(path), names, n=1, cutoff=CLOSE)), "")
     return f"; did you mean {found}?" if found else ""
 

@@ -73,6 +73,7 @@ def read_settings(script: str, argv: list[str] | None = None) -> Any:
         else:
             named = f"config/finetune_{argument}.py"
             how = f"; did you mean {named}?" if os.path.isfile(named) else did_you_mean(argument)
+            how = " (it is a folder)" if os.path.isdir(argument) else how
             how = how or "; settings are given as --key=value (see --help), and prepare_own.py writes config files"
             raise UserError(f"there is no config file {argument!r}{how}")
         for name, value, origin in given:

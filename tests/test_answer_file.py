@@ -518,4 +518,54 @@ def test_what_cannot_be_answered_into_a_folder_is_refused(parts):
     answer(parts, "classes")  # one table
     assert [row["id"] for row in answered(parts / "out.csv")] == ["1/a.txt"]
     env = {"RANK": "2", "WORLD_SIZE": "2"}
-    assert "RANK is 2: it must be at least 0 and below" in refuse(*MANY, cwd=parts, run=command, env=os.environ | env)
+    assert "RANK is '2' and WORLD_SIZE '2': RANK is a number" in refuse(
+        *MANY, cwd=parts, run=command, env=os.environ | env
+    )
+
+
+def test_cells_with_any_line_end_come_back_as_they_were(place):
+    texts = ["one\rtwo", "one\ntwo", "one\r\ntwo", "plain"]
+    (place / "ends.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for out in ("ends.csv", "ends.tsv"):
+        answer(place, "ends.jsonl", out=out)
+        assert read_table(place / out).column("text") == texts
+        assert b"plain" in (place / out).read_bytes() and not (place / out).read_bytes().endswith(b"\r\n")
+
+
+def test_the_page_answers_a_file_whose_last_text_is_blank(place):
+    (place / "blank.csv").write_text('text\nbad film\n""\n')
+    path, message, rows = app.answer_file([Classifier.load(place / "best.pt", "cpu", "float32")], place / "blank.csv")
+    assert path and "- rows: 2, without a text: 1\n" in message and [row[0] for row in rows] == ["bad film", ""]
+    assert rows[0][1] in NAMES and rows[1][1:] == ["", ""]
+    (place / "other.csv").write_text("text,label\nbad film,spam\n")
+    _, message, _ = app.answer_file([Classifier.load(place / "best.pt", "cpu", "float32")], place / "other.csv")
+    assert "- no label in 'label' is one of the model's classes: is this the right model?" in message
+
+
+def test_a_part_that_cannot_be_read_costs_no_other_part_its_answers(parts):
+    (parts / "parts" / "p2.csv").write_text("")
+    done = here(*MANY, cwd=parts)
+    assert done.returncode == 1 and "no answers: parts/p2.csv is empty" in unwrapped(done.stdout.decode())
+    found = "error: no answers to parts/p2.csv: mend or remove them, and repeat the command (others are answered)\n"
+    assert unwrapped(done.stderr.decode()) == found
+    others = {name for name in PARTS if name != "p2.csv"}
+    assert others <= set(answers_in(parts / "answered"))
+    (parts / "answered" / ".parts" / "p1.csv" / "record").write_text("[1, 2]")
+    assert "p1.csv exists already, and no record says" in refuse(*MANY, cwd=parts)
+
+
+def test_the_number_of_a_process_is_checked(parts, monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    succeed(*MANY, cwd=parts)  # as unset
+    for rank in ("abc", "-1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert f"RANK is {rank!r} and WORLD_SIZE '2'" in refuse(*MANY, cwd=parts)
+
+
+def test_models_of_other_columns_are_no_ensemble(place):
+    for name, columns in {"one.pt": ["title", "body"], "two.pt": ["body", "title"]}.items():
+        data = {"label_names": NAMES, "leading_space": False, "text_columns": columns}
+        save(place / name, random_model(3), data)
+    message = refuse("evaluate.py", "--ckpt", "one.pt", "two.pt", "--text", "a", "b", cwd=place)
+    assert "two.pt was trained on body + title, not as one.pt: they cannot be an ensemble" in message

@@ -623,3 +623,32 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         (tmp_path / "a.csv").write_bytes(content)
         message = refuse("prepare_own.py", "--train", "a.csv", "--name", "x", cwd=tmp_path)
         assert f"the package {package} is not installed: " in message and f"`pip install {package}`" in message
+
+
+def test_forms_that_other_programs_write(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array([b"caf\xc3\xa9", b"b"], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet").column("text") == ["café", "b"]
+    column = pyarrow.array([b"caf\xe9"], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="b.parquet, row 1, column 'text': bytes that are not UTF-8"):
+        read_table(tmp_path / "b.parquet").column("text")
+    (tmp_path / "a.csv").write_text('"label", "text"\n"x", "a film, yes"\n"y", "said ""b, \'c"""\n')
+    table = read_table(tmp_path / "a.csv")
+    assert (table.column("label"), table.column("text")) == (["x", "y"], ["a film, yes", 'said "b, \'c"'])
+    (tmp_path / "b.csv").write_bytes("text,label\nfine 😀,x\n".encode("utf-32"))
+    assert read_table(tmp_path / "b.csv").column("text") == ["fine 😀"]
+    (tmp_path / "c.csv").write_text("<!-- c -->\n" * 2000 + "text,label\na,x\n")  # in no time
+    assert len(read_table(tmp_path / "c.csv").lines) > 2000
+    (tmp_path / "d.csv").write_text("<!-- c --> <!-- d -->\n<html>")
+    with pytest.raises(UserError, match="this is HTML"):
+        read_table(tmp_path / "d.csv")
+
+
+def test_a_file_that_is_utf8_after_all_gets_a_note(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\ncafé,x\n", encoding="utf-8")
+    (note,) = read_table(tmp_path / "a.csv", encoding="cp1252").notes
+    assert "a.csv is valid UTF-8, but was read as cp1252 (--encoding)" in note
+    (tmp_path / "a.csv").write_text("text,label\ncafé,x\n", encoding="cp1252")
+    assert read_table(tmp_path / "a.csv", encoding="cp1252").notes == ()

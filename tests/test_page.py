@@ -222,7 +222,7 @@ def test_a_file_is_classified(place, pages, browser):
     assert facts[3] == f"accuracy {right / 62:.3f} on 62 rows with a label in 'label'; always 'negative' 0.500"
     shown = wait(browser, lambda: [each.text for each in find(browser, "#rows [role=gridcell][data-row='0']")])
     text = " ".join([rows[0]["title"], *rows[0]["body"].split()])
-    assert shown == [text, rows[0]["prediction"], rows[0]["confidence"]]
+    assert shown == [text, rows[0]["prediction"], f"{float(rows[0]['confidence']):.3f}"]
     with urlopen(link.get_attribute("href")) as answered:
         assert answered.read() == (place / "answered.csv").read_bytes()
     assert {path.name for path in (place / "temporary").rglob("*.csv")} == {"rows.csv", "answered-rows.csv"}

@@ -161,6 +161,9 @@ def load_all(paths: list[str], device: str = "auto", dtype: str = "auto") -> tup
     for classifier in classifiers:
         if classifier.label_names != classifiers[0].label_names:
             raise UserError(f"{classifier.path} has other classes than {paths[0]}: they cannot be an ensemble")
+        if len(columns := classifier.text_columns) > 1 and columns != classifiers[0].text_columns:
+            names = " + ".join(columns)
+            raise UserError(f"{classifier.path} was trained on {names}, not as {paths[0]}: they cannot be an ensemble")
     chosen, device_reason = choose_device(device)
     number_format, dtype_reason = choose_dtype(dtype, chosen)
     name = str(number_format).removeprefix("torch.")

@@ -23,7 +23,7 @@ from classifier.data.own import Columns, cells_of, choose_columns, class_numbers
 from classifier.data.rows import ENDINGS, read_table, texts_in, visible_files
 from classifier.data.table import Table, counted
 from classifier.data.write_rows import ending_of, ending_to_write, write_table
-from classifier.errors import UserError, tell
+from classifier.errors import UserError, did_you_mean, tell
 from classifier.files import file_sha256, hold, make_way, to_disk, written_whole
 
 # evaluate.py's options that change answers or reports
@@ -48,9 +48,10 @@ class Job(NamedTuple):
 
 def answer_files(arguments: Namespace) -> None:
     """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
-    process, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if not 0 <= process < processes:
-        raise UserError(f"RANK is {process}: it must be at least 0 and below WORLD_SIZE, {processes}")
+    rank, size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise UserError(f"RANK is {rank!r} and WORLD_SIZE {size!r}: RANK is a number from 0 to below WORLD_SIZE")
+    process, processes = int(rank), int(size)
     out = arguments.predictions
     files = _parts_of(arguments.file, out)
     if processes > 1 and not files:
@@ -66,7 +67,7 @@ def answer_files(arguments: Namespace) -> None:
         return
     (path,) = arguments.file
     make_way(out, arguments.overwrite)
-    tally = _answer(job, path, out)
+    tally = _answer(job, *_read(job, path), out)
     print(f"wrote {out} ({tally.said_rows()})")
     _report(job, tally, path.name, {path: file_sha256(path)} if path.is_file() else {})
 
@@ -75,11 +76,8 @@ def answer_files(arguments: Namespace) -> None:
 # one file
 
 
-def _answer(job: Job, path: Path, out: Path, is_first: bool = True) -> Tally:
-    """Write a file's rows and their answers.
-
-    is_first: refuse labels of which none is a class; otherwise a note says so.
-    """
+def _read(job: Job, path: Path) -> tuple[Table, Columns]:
+    """Read a file, and choose its columns."""
     first, arguments = job.classifiers[0], job.arguments
     table = read_table(path, arguments.no_header, arguments.quoting, arguments.encoding, arguments.delimiter)
     named = {"text": arguments.text_column, "label": arguments.label_column}
@@ -91,8 +89,16 @@ def _answer(job: Job, path: Path, out: Path, is_first: bool = True) -> Tally:
     if len(trained_on) > 1 and [name.strip().lower() for name in columns["text"]] != trained_on:
         names = " + ".join(first.text_columns)
         job.tell_once(f"note: the model was trained on {names}, in this order: the answers may be worse")
-    labels = _labels(first, table, columns, is_first)
-    return answer_table(job.classifiers, table, columns["text"], out, labels, arguments.top, arguments.min_confidence)
+    return table, columns
+
+
+def _answer(job: Job, table: Table, columns: Columns, out: Path, is_first: bool = True) -> Tally:
+    """Write a file's rows and their answers.
+
+    is_first: refuse labels of which none is a class; otherwise a note says so.
+    """
+    labels, options = _labels(job.classifiers[0], table, columns, is_first), job.arguments
+    return answer_table(job.classifiers, table, columns["text"], out, labels, options.top, options.min_confidence)[1]
 
 
 def answer_table(
@@ -103,7 +109,7 @@ def answer_table(
     labels: np.ndarray | None = None,
     top: int | None = None,
     least: float = 0.0,
-) -> Tally:
+) -> tuple[dict[str, Any], Tally]:
     """Write a table with columns_of_answers, empty for a blank text. Where out cannot hold it, a UserError comes first.
 
     labels: class numbers, -1 for none.
@@ -113,8 +119,9 @@ def answer_table(
     nothing = Ranked(np.zeros((0, width), np.int16), np.zeros((0, width)))
     ending = ending_to_write(out, table, columns_of_answers(nothing, names, top))
     ranked, tally = rank(answer_texts(classifiers, cells_of(table, text_columns)), rows, labels, width, least)
-    write_table(out, ending, table, columns_of_answers(ranked, names, top, least))
-    return tally
+    columns = columns_of_answers(ranked, names, top, least)
+    write_table(out, ending, table, columns)
+    return columns, tally
 
 
 def _labels(classifier: Classifier, table: Table, columns: Columns, is_first: bool) -> np.ndarray | None:
@@ -186,7 +193,9 @@ def _parts_of(files: list[Path], out: Path) -> list[Path]:
     known: dict[str, Path] = {}
     for part in parts:
         if not part.is_file():
-            raise UserError(f"{part}: no such file")
+            raise UserError(f"{part}: no such file{did_you_mean(part)}")
+        if part.suffix.lower() == ".zip":
+            raise UserError(f"{part}: unpack it first: answers to it cannot be written under its name")
         if part.name in known:
             same = f"{known[part.name]} and {part} have one name, and so would their answers"
             raise UserError(f"{same}: rename one, or use two folders")
@@ -222,17 +231,36 @@ def _answer_parts(job: Job, parts: list[Path], out: Path, process: int, processe
         print(f"answered already: {len(share) - len(to_do):,} of {counted(len(share), 'file')}", flush=True)
     done: dict[Path, Record] = {}
     left: dict[Path, str] = {}
+    bad: list[str] = []
     with progress(len(to_do), " files") as bar:
         for number, part in enumerate(to_do, start=1):
-            with hold(out / RECORDS / part.name):
-                _answer_part(job, part, out, made_from, part == parts[0])
+            input_sha256, staging = file_sha256(part), out / RECORDS / part.name / part.name
+            try:
+                table, columns = _read(job, part)
+            except UserError as error:
+                tell(f"no answers: {error}")
+                bad.append(str(part))
+                continue
+            with hold(staging.parent):
+                tally = _answer(job, table, columns, staging, part == parts[0])
+                del table, columns  # one file at a time is in memory
+                record: Record = made_from | {
+                    "input": input_sha256,
+                    "output": file_sha256(staging),
+                    "tally": tally.to_json(),
+                }
+                with written_whole(staging.with_name("record"), "w") as f:
+                    json.dump(record, f)
                 # under a lock: of several processes that end together, only the last finds all files there
                 with FileLock(out / RECORDS / ".lock"):
-                    os.replace(out / RECORDS / part.name / part.name, out / part.name)
+                    os.replace(staging, out / part.name)
                     to_disk(out)
                     if number == len(to_do):
                         done, left = _look_at(parts, out, made_from)
             bar.update()
+    if bad:
+        listed = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        raise UserError(f"no answers to {listed}: mend or remove them, and repeat the command (others are answered)")
     if not to_do:
         done, left = _look_at(parts, out, made_from)
     if left:
@@ -246,21 +274,13 @@ def _answer_parts(job: Job, parts: list[Path], out: Path, process: int, processe
         _report(job, tally, counted(len(parts), "file"), {part: record["input"] for part, record in done.items()})
 
 
-def _answer_part(job: Job, part: Path, out: Path, made_from: Record, is_first: bool) -> None:
-    """Write a part's answers beside its record, then the record."""
-    folder, input_sha256 = out / RECORDS / part.name, file_sha256(part)
-    tally = _answer(job, part, folder / part.name, is_first)
-    record = made_from | {"input": input_sha256, "output": file_sha256(folder / part.name), "tally": tally.to_json()}
-    with written_whole(folder / "record", "w") as f:
-        json.dump(record, f)
-
-
 def _look_at(parts: list[Path], out: Path, made_from: Record) -> tuple[dict[Path, Record], dict[Path, str]]:
     """Return the records of the parts that are done, and why the others are not."""
     records, problems = {}, {}
     for part in parts:
         try:
             record = json.loads((out / RECORDS / part.name / "record").read_text(encoding="utf-8"))
+            record = record if isinstance(record, dict) and "tally" in record else {}
         except (OSError, ValueError):
             record = {}
         if problem := _problem(part, out / part.name, record, made_from):

@@ -16,7 +16,7 @@ from classifier.errors import UserError, did_you_mean
 
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}  # by their first bytes
 OLD_EXCEL = bytes.fromhex("d0cf11e0a1b11ae1")
-PAGE = re.compile(rb"(<!--.*?-->\s*)*<(!doctype html|html|head|\?xml|error)\b", re.I | re.S)
+PAGE = re.compile(rb"<(!doctype html|html|head|\?xml|error)\b", re.I)
 SERVERS_WORDS = re.compile(r"([45]\d\d:? )?((entry|repository|file) )?not found\.?|[45]\d\d:? [a-z ]+", re.I)
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 MARK = "\ufeff"  # a byte order mark, decoded; files that were put together have some in the middle
@@ -66,8 +66,11 @@ def _refuse_other_things(path: Path, content: bytes) -> None:
         raise UserError(f"{path} is empty: if it was downloaded, download it again")
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
-    if found := PAGE.match(start):
-        is_page = found[2].lower() not in (b"?xml", b"error") or re.search(rb"<(!doctype )?html", start, re.I)
+    page = start
+    while page.startswith(b"<!--") and b"-->" in page:  # comments above it
+        page = page.partition(b"-->")[2].lstrip()
+    if found := PAGE.match(page):
+        is_page = found[1].lower() not in (b"?xml", b"error") or re.search(rb"<(!doctype )?html", start, re.I)
         raise UserError(f"{path}: this is {'HTML (a web page)' if is_page else 'XML'}, not data: download the raw file")
     said = start.decode("utf-8", "replace").strip()
     if len(content) < 2000 and _is_server_error(said):
@@ -89,12 +92,15 @@ def decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, tupl
         content = content.removeprefix(codecs.BOM_UTF8)
         with suppress(UnicodeDecodeError):
             return _without_nuls(path, content.decode("utf-8"))
+    elif content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
     elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif encoding is None and b"\0" in content:
         raise UserError(f"{path}, line {_line_at(content, content.index(0))}: a NUL byte: {_about_nuls(content)}")
     try:
-        return _without_nuls(path, content.decode(encoding or "utf-8"))
+        text, notes = _without_nuls(path, content.decode(encoding or "utf-8"))
+        return text, (*notes, *_about_utf8(path, content, encoding))
     except UnicodeDecodeError as error:
         line, start = _line_at(content, error.start), max(error.start - 15, 0)
         if encoding is not None and codecs.lookup(encoding).name != "utf-8":
@@ -120,6 +126,18 @@ def _about_nuls(content: bytes) -> str:
         return f"UTF-16 without a byte order mark: add --encoding {'utf-16-le' if odd else 'utf-16-be'}"
     text = "if the file is text, add --encoding utf-8, which leaves NULs out"
     return f"{text}, or --encoding utf-16-le for UTF-16 without a byte order mark"
+
+
+def _about_utf8(path: Path, content: bytes, encoding: str | None) -> list[str]:
+    """Return a note if a file is UTF-8 after all, and was read as something else, as was asked."""
+    if encoding in (None, "utf-8") or content.isascii() or b"\0" in content:
+        return []
+    with suppress(UnicodeDecodeError):
+        if content.decode() != content.decode(encoding):
+            return [
+                f"note: {path} is valid UTF-8, but was read as {encoding} (--encoding): save all files in one encoding"
+            ]
+    return []
 
 
 def _without_nuls(path: Path, text: str) -> tuple[str, tuple[str, ...]]:

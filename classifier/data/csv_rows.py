@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from classifier.data.content import LINE, MARK, about_marks
 from classifier.data.table import Table, counted, has_usual_name, under_header, where
@@ -35,11 +36,17 @@ def read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delimi
     if delimiter == "|" and MARKDOWN.match(text):
         raise UserError(f"{path}: a table of Markdown: remove the line of dashes below the header")
 
+    # some writers put a blank between the delimiter and the quote
+    quoted = rf'"[^"\r\n]*"(?:{re.escape(delimiter)} +"[^"\r\n]*")+[ \t]*[\r\n]'
+    is_spaced = re.match(quoted, text) is not None
+
     def read(text: str, is_quoted: bool = True) -> Table | UserError:
         marked: list[int] = []
         hint = ": put a text that contains the delimiter in quotes, or set another --delimiter"
         try:
-            rows = _rows(path, text, line, record, delimiter, is_quoted, marked)
+            quotes = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+            dialect = {"delimiter": delimiter, "quoting": quotes, "skipinitialspace": is_spaced and is_quoted}
+            rows = _rows(path, text, line, record, marked, dialect)
             table = under_header(path, rows, no_header, hint=hint)
         except UserError as error:
             return error
@@ -66,13 +73,14 @@ def read_csv(path: Path, text: str, no_header: bool, quoting: str | None, delimi
 
 
 def _rows(
-    path: Path, text: str, line: int, record: int, delimiter: str, is_quoted: bool, marked: list[int]
+    path: Path, text: str, line: int, record: int, marked: list[int], dialect: dict[str, Any]
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Yield each row with its line and its row in a spreadsheet.
 
     Args:
         line, record: those of the first row.
         marked: the lines of byte order marks before rows are added to it; the marks are left out.
+        dialect: csv.reader's.
     """
     first, is_begun = line, False  # whether the reader is inside a row
 
@@ -85,9 +93,7 @@ def _rows(
             is_begun = True
             yield content
 
-    reader = csv.reader(
-        lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE, strict=True
-    )
+    reader = csv.reader(lines(), strict=True, **dialect)
     try:
         for row in reader:
             yield line, record, row

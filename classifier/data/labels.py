@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-NO_LABEL = {"", *"- – — ? n/a #n/a na nan <na> none null unknown missing tbd".split()}  # in lower case
+NO_LABEL = {"", r"\n", *"- – — ? n/a #n/a na nan <na> none null unknown missing tbd".split()}  # in lower case
 NO_LABEL |= {"unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated"}
 NO_LABEL_NUMBERS = (-1, -99, -100, -999)  # -100 is what PyTorch's loss ignores
 LISTED = re.compile(r"\[.*\]|\(.*\)|\{.*\}")  # as Python and JSON write lists

@@ -60,6 +60,11 @@ class Table(NamedTuple):
             kind = "a list" if isinstance(value, list) else "an object"
             hint = "a row has one text and one label, so write one value into each"
             raise UserError(f"{self.place(row)}, column {name!r}: {kind}, neither text nor a number: {hint}")
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise UserError(f"{self.place(row)}, column {name!r}: bytes that are not UTF-8") from None
         if value is None or value != value:
             return ""
         return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from classifier.data.rows import ENDINGS
@@ -114,7 +115,9 @@ def _write_workbook(file: IO, rows: Iterable[list]) -> None:
 
 def _write_text(file: io.TextIOWrapper, ending: str, names: list[str], rows: Iterable[list]) -> None:
     if ending in (".csv", ".tsv", ".txt"):
-        writer = csv.writer(file, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
+        # told that rows end with both, csv puts a cell with either into quotes
+        end_of_row = SimpleNamespace(write=lambda row: file.write(row.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(end_of_row, delimiter="," if ending == ".csv" else "\t", lineterminator="\r\n")
         writer.writerow(names)
         writer.writerows(map(_lists_as_json, rows))
     else:

@@ -150,13 +150,16 @@ def trainer(
         return {"input_ids": tokens, "attention_mask": mask.long(), "labels": labels}
 
     clock = Clock(sizes, settings, whole=best)
+    is_recent = "train_sampling_strategy" in transformers.TrainingArguments.__dataclass_fields__  # transformers 5
+    by_length = {"train_sampling_strategy": "group_by_length"} if is_recent else {"group_by_length": True}
+    by_length = by_length if best else {}
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             folder,
             max_steps=1 + whole_steps(device) if best else 1,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=settings.examples // size,
-            train_sampling_strategy="group_by_length" if best else "random",
+            **by_length,
             bf16=dtype == torch.bfloat16,
             fp16=dtype == torch.float16,
             torch_compile=compiled,

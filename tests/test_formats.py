@@ -637,6 +637,13 @@ def test_forms_that_other_programs_write(tmp_path):
     (tmp_path / "a.csv").write_text('"label", "text"\n"x", "a film, yes"\n"y", "said ""b, \'c"""\n')
     table = read_table(tmp_path / "a.csv")
     assert (table.column("label"), table.column("text")) == (["x", "y"], ["a film, yes", 'said "b, \'c"'])
+    for columns in (
+        {"text": ["a", "b"], "label": ["x", "y"]},
+        {"text": {"0": "a", "7": "b"}, "label": {"0": "x", "7": "y"}},
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(columns))  # pandas' to_json, and a dict of lists
+        table = read_table(tmp_path / "a.json")
+        assert (table.column("text"), table.column("label")) == (["a", "b"], ["x", "y"])
     (tmp_path / "b.csv").write_bytes("text,label\nfine 😀,x\n".encode("utf-32"))
     assert read_table(tmp_path / "b.csv").column("text") == ["fine 😀"]
     (tmp_path / "c.csv").write_text("<!-- c -->\n" * 2000 + "text,label\na,x\n")  # in no time

@@ -107,12 +107,16 @@ def _is_json(text: str) -> bool:
 
 
 def _read_json(path: Path, text: str) -> Table:
-    """Read objects, one per line or in an array, or in a list in the only object; each key is a column."""
+    """Read objects, one per line or in an array, or in a list in the only object, or its columns."""
     lines, marked = array("q"), list[int]()
     columns = _columns(_objects(path, text, lines, marked))
     if not lines:
         raise UserError(f"{path} is empty: {EXPECTED}")
-    if len(lines) == 1 and (inside := _objects_inside(path, {name: cells[0] for name, cells in columns.items()})):
+    only = {name: cells[0] for name, cells in columns.items()} if len(lines) == 1 else {}
+    wide = [list(value.values()) if isinstance(value, dict) else value for value in only.values()]
+    if has_usual_name(only) and all(isinstance(cells, list) and len(cells) == len(wide[0]) for cells in wide):
+        return Table(path, list(only), wide, range(1, len(wide[0]) + 1), "row")  # a column each, as pandas writes them
+    if only and (inside := _objects_inside(path, only)):
         objects, notes = inside
         columns = _columns(objects)
         return Table(path, list(columns), list(columns.values()), range(1, len(objects) + 1), "row", notes=notes)

@@ -440,7 +440,7 @@ def train(stack: ExitStack) -> None:
             if state.best["accuracy"] <= share:
                 tell(f"note: no better than always answering {always}: train longer or with another learning_rate")
             if facts["settings"]["init_from"] == "scratch":
-                print("note: without GPT-2's weights the model knows little more than the words of its training data")
+                tell("note: without GPT-2's weights the model knows little more than the words of its training data")
             if state.skipped:
                 print(f"skipped: {state.skipped} of {state.step} steps, whose gradient was not finite in float16")
             print(f"wall time {timedelta(seconds=round(state.seconds))}; the results are in {out}{os.sep}")

@@ -191,7 +191,7 @@ def test_a_schedulers_warning_saves(workspace, name):
     process = start("--epochs=1000", cwd=workspace)
     wait_for(process, "epoch 1:")
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + number and "to resume from out/last.pt" in unwrapped(said)
     assert (workspace / "out" / "last.pt").is_file()
 
@@ -212,7 +212,7 @@ def test_the_slurm_job_of_the_page_resumes_and_submits_itself(workspace):
         if signal_at:
             wait_for(process, signal_at)
             process.send_signal(signal.SIGUSR1)  # to the script alone, as with --signal=B:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
         return process.returncode, unwrapped(said)
 
     for submitted in ("job.sh\n", "job.sh\njob.sh\n"):  # a new run, then a resumed one

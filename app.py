@@ -12,7 +12,6 @@ import argparse
 import os
 import signal
 import socket
-from collections import Counter
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -112,27 +111,22 @@ def answer_file(classifiers: list[Classifier], path: str | None) -> tuple[str | 
         columns, reasons = choose_columns(table, {}, ["text"], ["label"], first.text_columns)
         name = table.path.name if table.path.suffix.lower() in ENDINGS else f"{table.path.stem}.csv"
         out = Path(path).with_name(f"answered-{name}")
-        added, _ = answer_table(classifiers, table, columns["text"], out)
-        labels = cells_of(table, columns["label"]) if "label" in columns else []
+        labels = cells_of(table, columns["label"]) if "label" in columns else [""] * len(table.lines)
+        numbers = class_numbers(labels, first.label_names, first.file_labels)
+        added, tally = answer_table(classifiers, table, columns["text"], out, numbers)
     except (UserError, OSError, ModuleNotFoundError) as error:
         return None, errors.printable(f"No answers: {error}".replace(folder, "")), []
+    facts = [tally.said_rows(), reasons, *table.notes]
+    counts = [f"{first.label_names[number]} {count:,}" for number, count in tally.predicted.most_common(MOST_CLASSES)]
+    facts.append("predicted: " + ", ".join(counts))
+    if tally.examples:
+        fact = f"accuracy {tally.right / tally.examples:.3f} on {tally.examples:,} rows with a label"
+        number, share = tally.most_frequent()
+        facts.append(f"{fact} in {columns['label'][0]!r}; always {first.label_names[number]!r} {share:.3f}")
+    elif any(label.strip() for label in labels):
+        facts.append(f"no label in {columns['label'][0]!r} is one of the model's classes: is this the right model?")
     texts, predictions = cells_of(table, columns["text"]), [each or "" for each in added["prediction"]]
     confidences = ["" if each != each else f"{each:.3f}" for each in added["confidence"]]
-    facts = [f"rows: {len(texts):,}, without a text: {predictions.count(''):,}", reasons, *table.notes]
-    counts = Counter(filter(None, predictions)).most_common(MOST_CLASSES)
-    facts.append("predicted: " + ", ".join(f"{name} {count:,}" for name, count in counts))
-    numbers = class_numbers(labels, first.label_names, first.file_labels)
-    truths = [first.label_names[number] if number >= 0 else "" for number in numbers]
-    pairs = [(truth, found) for truth, found in zip(truths, predictions, strict=False) if truth and found]
-    if any(label.strip() for label in labels) and not pairs:
-        facts.append(f"no label in {columns['label'][0]!r} is one of the model's classes: is this the right model?")
-    if pairs:
-        right, largest = sum(truth == found for truth, found in pairs), Counter(truth for truth, _ in pairs)
-        always, count = largest.most_common(1)[0]
-        facts.append(
-            f"accuracy {right / len(pairs):.3f} on {len(pairs):,} rows with a label in {columns['label'][0]!r}"
-        )
-        facts[-1] += f"; always {always!r} {count / len(pairs):.3f}"
     message = "\n".join(f"- {errors.printable(fact.replace(folder, ''))}" for fact in facts)
     rows = zip(texts, predictions, confidences, strict=True)
     return str(out), message, [[shorten(text, 200), *found] for text, *found in islice(rows, SHOWN_ROWS)]

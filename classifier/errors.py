@@ -95,10 +95,14 @@ def how_to_install(package: str) -> str:
     return "`pip install -r requirements.txt`"
 
 
+def own_rank() -> str:
+    """Return this process's number as torchrun sets it, "0" for a single one; an empty variable is an unset one."""
+    return os.environ.get("RANK") or "0"
+
+
 def fail(message: str) -> NoReturn:
     """Print a message on stderr, with the process's number under torchrun, and exit with status 1."""
-    rank = os.environ.get("RANK", "0")
-    who = "" if rank == "0" else f"process {rank}: "
+    who = "" if own_rank() == "0" else f"process {own_rank()}: "
     print(wrapped("error: " + who + " ".join(message.split())), file=sys.stderr)
     end(1)
 

@@ -82,7 +82,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             to_disk(path)
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        replace(new, target)
         to_disk(target.parent)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)

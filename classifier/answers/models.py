@@ -1,6 +1,5 @@
 """Trained models that answer: one as a Classifier, several together as the mean of their probabilities."""
 
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from classifier.data.dataset import Split, count_longer, load_meta, prepare_scri
 from classifier.data.own import row_text
 from classifier.data.tokenizer import check_vocabulary, encode_prompt, load_tokenizer
 from classifier.device import DEVICES, DTYPES, choose_device, choose_dtype, tune
-from classifier.errors import UserError, tell
+from classifier.errors import UserError, own_rank, tell
 from classifier.training.batches import Texts
 from classifier.training.predict import average, predict
 from model import GPT
@@ -135,7 +134,7 @@ class Classifier:
             tokens.extend(encode(text))
             offsets.append(len(tokens))
         numbers = np.array(tokens, np.uint16), np.array(offsets, np.int64)
-        return self.as_read(Split("text", *numbers, labels=None, id_lines=np.zeros(0, np.uint8)))
+        return Split("text", *numbers, labels=None, id_lines=np.zeros(0, np.uint8))
 
     def as_read(self, split: Split) -> Split:
         """Return a split with the prompt and the truncation of training."""
@@ -217,8 +216,8 @@ def _in_chunks(
 
 def progress(total: int, unit: str) -> tqdm:
     """Return a progress bar for a terminal; of several processes, the first shows it."""
-    is_first = os.environ.get("RANK", "0") == "0"
-    return tqdm(total=total, unit=unit, unit_scale=True, disable=None if is_first else True, leave=False, delay=1)
+    is_hidden = None if own_rank() == "0" else True  # None: only where there is no terminal
+    return tqdm(total=total, unit=unit, unit_scale=True, disable=is_hidden, leave=False, delay=1)
 
 
 def example_text(split: Split, index: int) -> str:

@@ -11,7 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # otherwise Gradio reports eve
 import gradio as gr
 
 from classifier.answers.explain import explain
-from classifier.answers.models import Classifier, log_probabilities
+from classifier.answers.models import Classifier, answer_texts, log_probabilities
 
 MAX_CHARACTERS = 20_000  # of a text
 MAX_WORDS = 300  # of a text whose words are left out in turn, which takes time that grows with their square
@@ -108,15 +108,16 @@ def answer(classifiers: list[Classifier], text: str) -> Iterator[tuple[gr.Label,
     if problem:
         yield gr.Label(visible=False), problem, *no_words
         return
-    names, shares = classifiers[0].label_names, log_probabilities(classifiers, [text])[0].exp().tolist()
+    first = classifiers[0]
+    (chunk,) = answer_texts(classifiers, [text])
+    names, shares = first.label_names, chunk.log_probabilities[0].exp().tolist()
     bars = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1])[:MAX_BARS])
     title = f"Probabilities, the largest {max(shares):.3f}"
     if len(names) > MAX_BARS:
         title += f"; shown: {MAX_BARS} of {len(names):,} classes"
     found = gr.Label(bars, label=title, visible=True)
-    first = classifiers[0]
     cut = ""
-    if first.count_longer(first.tokenize([text])):
+    if chunk.longer[0]:
         cut = f"This text is long: only its {first.keep} {first.tokens_read} tokens are read."
     said = ", ".join(f"{name} {share:.3f}" for name, share in bars.items()) + "\n"
     no_words = gr.HighlightedText(visible=False), gr.Textbox(said, visible=True)

@@ -23,8 +23,8 @@ from classifier.data.own import Columns, cells_of, choose_columns, class_numbers
 from classifier.data.rows import ENDINGS, read_table, texts_in, visible_files
 from classifier.data.table import Table, counted
 from classifier.data.write_rows import ending_of, ending_to_write, write_table
-from classifier.errors import UserError, did_you_mean, tell
-from classifier.files import file_sha256, hold, make_way, to_disk, written_whole
+from classifier.errors import UserError, did_you_mean, own_rank, tell
+from classifier.files import file_sha256, hold, make_way, replace, to_disk, written_whole
 
 # evaluate.py's options that change answers or reports
 OPTIONS = ["top", "min_confidence", "text_column", "label_column", "no_labels", "no_header"]
@@ -48,7 +48,7 @@ class Job(NamedTuple):
 
 def answer_files(arguments: Namespace) -> None:
     """Answer a file, or this process's share of many: RANK of WORLD_SIZE processes, as torchrun starts them."""
-    rank, size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    rank, size = own_rank(), os.environ.get("WORLD_SIZE") or "1"
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UserError(f"RANK is {rank!r} and WORLD_SIZE {size!r}: RANK is a number from 0 to below WORLD_SIZE")
     process, processes = int(rank), int(size)
@@ -222,14 +222,14 @@ def _answer_parts(job: Job, parts: list[Path], out: Path, process: int, processe
     options = {name: getattr(job.arguments, name) for name in OPTIONS} | {"dtype": str(job.classifiers[0].dtype)}
     made_from = {"checkpoints": [file_sha256(each.path) for each in job.classifiers], "options": options}
     share = parts[process::processes]
-    _, to_do = _look_at(share, out, made_from)
+    others = [part for number, part in enumerate(parts) if number % processes != process]
+    done, to_do = _look_at(share, out, made_from)
     for part, problem in to_do.items():
         if (out / part.name).exists() and not job.arguments.overwrite:
             how = "move it, choose another folder for --predictions, or add --overwrite"
             raise UserError(f"{out / part.name} exists already, and {problem}: {how}")
     if len(to_do) < len(share):
         print(f"answered already: {len(share) - len(to_do):,} of {counted(len(share), 'file')}", flush=True)
-    done: dict[Path, Record] = {}
     left: dict[Path, str] = {}
     bad: list[str] = []
     with progress(len(to_do), " files") as bar:
@@ -253,23 +253,24 @@ def _answer_parts(job: Job, parts: list[Path], out: Path, process: int, processe
                     json.dump(record, f)
                 # under a lock: of several processes that end together, only the last finds all files there
                 with FileLock(out / RECORDS / ".lock"):
-                    os.replace(staging, out / part.name)
+                    replace(staging, out / part.name)
+                    done[part] = record
                     to_disk(out)
                     if number == len(to_do):
-                        done, left = _look_at(parts, out, made_from)
+                        of_others, left = _look_at(others, out, made_from)
             bar.update()
     if bad:
         listed = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise UserError(f"no answers to {listed}: mend or remove them, and repeat the command (others are answered)")
     if not to_do:
-        done, left = _look_at(parts, out, made_from)
+        of_others, left = _look_at(others, out, made_from)
     if left:
         count = f"{len(left):,} of {counted(len(parts), 'file')}"
         print(f"left to other processes, the last of which prints the report: {count}")
     elif to_do or process == 0:
-        tally = Tally()
-        for record in done.values():
-            tally += Tally.from_json(record["tally"])
+        tally, done = Tally(), done | of_others
+        for part in parts:
+            tally += Tally.from_json(done[part]["tally"])
         print(f"{out} has the answers to {counted(len(parts), 'file')} ({tally.said_rows()})")
         _report(job, tally, counted(len(parts), "file"), {part: record["input"] for part, record in done.items()})
 

@@ -37,21 +37,18 @@ def print_report(tally: Tally, label_names: list[str], name: str, least: float =
         _print_confusions(tally, label_names)
     _tell_unsure(tally, least)
     low, high = wilson_interval(right, examples)
-    labels, _, numbers = tally.counts()
-    of_class = np.bincount(labels, numbers).astype(int)
-    largest = label_names[of_class.argmax()]
+    number, share = tally.most_frequent()
+    largest = label_names[number]
     print()
-    if right <= of_class.max():
+    if right / examples <= share:
         tell(f"note: no better than always answering {largest!r}")
-    tell(f"to compare with: always {largest!r} {of_class.max() / examples:.3f}")
+    tell(f"to compare with: always {largest!r} {share:.3f}")
     print(f"{name} accuracy: {right / examples:.3f} (95% Wilson interval {low:.3f} to {high:.3f})")
 
 
 def _print_predicted(tally: Tally, label_names: list[str]) -> None:
     """Print how often each class is predicted."""
-    found = np.zeros(len(label_names), int)
-    for (_, predicted), count in tally.pairs.items():
-        found[predicted] += count
+    found = np.array([tally.predicted[number] for number in range(len(label_names))])
     print("\nno labels to compare with; predicted:")
     shown = _most_frequent(found)
     width = max([16, *(len(label_names[number]) for number in shown)])

@@ -48,6 +48,20 @@ class Tally:
         """The number of rows whose prediction is their label."""
         return sum(count for (label, prediction), count in self.pairs.items() if label == prediction)
 
+    @property
+    def predicted(self) -> Counter[int]:
+        """How many rows have each prediction."""
+        found: Counter[int] = Counter()
+        for (_, prediction), count in self.pairs.items():
+            found[prediction] += count
+        return found
+
+    def most_frequent(self) -> tuple[int, float]:
+        """Return the most frequent label and its share, the accuracy of always answering it."""
+        labels, _, numbers = self.counts()
+        of_class = np.bincount(labels, numbers)
+        return int(of_class.argmax()), float(of_class.max() / self.examples)
+
     def counts(self) -> np.ndarray:
         """Return the labels, the predictions and their numbers of rows with a label: (3, pairs) int64."""
         return np.array([(*pair, n) for pair, n in sorted(self.pairs.items()) if pair[0] >= 0], int).reshape(-1, 3).T

@@ -100,7 +100,7 @@ def decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, tupl
         raise UserError(f"{path}, line {_line_at(content, content.index(0))}: a NUL byte: {_about_nuls(content)}")
     try:
         text, notes = _without_nuls(path, content.decode(encoding or "utf-8"))
-        return text, (*notes, *_about_utf8(path, content, encoding))
+        return text, (*notes, *_about_utf8(path, content, text, encoding))
     except UnicodeDecodeError as error:
         line, start = _line_at(content, error.start), max(error.start - 15, 0)
         if encoding is not None and codecs.lookup(encoding).name != "utf-8":
@@ -128,12 +128,12 @@ def _about_nuls(content: bytes) -> str:
     return f"{text}, or --encoding utf-16-le for UTF-16 without a byte order mark"
 
 
-def _about_utf8(path: Path, content: bytes, encoding: str | None) -> list[str]:
+def _about_utf8(path: Path, content: bytes, text: str, encoding: str | None) -> list[str]:
     """Return a note if a file is UTF-8 after all, and was read as something else, as was asked."""
     if encoding in (None, "utf-8") or content.isascii() or b"\0" in content:
         return []
     with suppress(UnicodeDecodeError):
-        if content.decode() != content.decode(encoding):
+        if content.decode() != text:
             return [
                 f"note: {path} is valid UTF-8, but was read as {encoding} (--encoding): save all files in one encoding"
             ]

@@ -130,11 +130,13 @@ def _describe_split(
     folder: Path, split: str, examples: Examples, lengths: np.ndarray, files: list[Path], num_classes: int
 ) -> dict[str, Any]:
     """Return a split's part of meta.json."""
-    source = hashlib.sha256()
+    source, sha256s = hashlib.sha256(), []
     for file in files:
         for path in texts_in(file) if file.is_dir() else [file]:
-            source.update(path.read_bytes())
-    sha256s = [file_sha256(file) for file in files if file.is_file()]
+            content = path.read_bytes()
+            source.update(content)
+            if path == file:
+                sha256s.append(hashlib.sha256(content).hexdigest())
     counts = np.bincount(examples.labels, minlength=num_classes).tolist() if len(examples.labels) else None
     written = [folder / f"{split}{field}" for field in FIELDS]
     return {
